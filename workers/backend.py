@@ -1,0 +1,53 @@
+"""The seam between ltod and a compiler: what a backend must do, and nothing of how.
+
+`workers.llvm` is the real one, `workers.fake` the one for simulators and timing tests; one contract suite
+(`tests/test_backend_contract.py`) holds both to what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from workers.work import CodegenOptions, Estimate, Module, Optimize, Target, WorkResult
+
+__all__ = ["CodegenBackend", "Inspection"]
+
+
+@frozen
+class Inspection:
+    """What a backend learns from a module without compiling it; `size` is in bytes."""
+
+    target: Target
+    size: int
+    estimate: Estimate
+
+
+class CodegenBackend(Protocol):
+    """Optimises modules and generates code for them, one batch at a time, many batches at once.
+
+    It exists so that the main loop can be driven by a fake, and so that a compiler other than LLVM fits.
+    """
+
+    def check(self, options: CodegenOptions) -> None:
+        """Refuse options that this backend cannot honour. Raises `RequestError`."""
+        ...
+
+    def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
+        """Look at a module's header: quick, no process, no thread.
+
+        Raises `ModuleError` where the content is unreadable, truncated, of no known format, or newer than
+        the compiler.
+        """
+        ...
+
+    async def compile(self, batch: Sequence[Optimize]) -> Sequence[WorkResult]:
+        """Compile every item of `batch`: one result each, in the batch's order.
+
+        Whatever goes wrong with an item (a compiler that aborts, hangs or is killed included) is a `Failed`
+        for that item and for no other. The bytes of an artifact never depend on the batch it was made in.
+        When cancelled, no process, descriptor or temporary file is left, and finished artifacts stay whole.
+        """
+        ...

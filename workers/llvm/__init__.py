@@ -1,0 +1,1 @@
+"""The LLVM backend: the toolchain as hermetic actions, llvmlite in child processes."""

@@ -1,0 +1,242 @@
+"""What travels between the main loop and the workers: modules, options, work items and their results.
+
+Plain values only: no I/O, no LLVM, no trio. Everything here may be compared, hashed and logged.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+from attrs import field, frozen
+
+__all__ = [
+    "Artifact",
+    "CodegenOptions",
+    "Diagnostic",
+    "EmitKind",
+    "Engine",
+    "Estimate",
+    "Failed",
+    "Finished",
+    "Module",
+    "ModuleKind",
+    "OptLevel",
+    "Optimize",
+    "RelocationModel",
+    "Sanitizer",
+    "Severity",
+    "Target",
+    "WorkResult",
+]
+
+
+class ModuleKind(enum.Enum):
+    """What a module is for; only `REGULAR` ones take part in LTO (rustc's `ModuleKind`)."""
+
+    REGULAR = "regular"
+    METADATA = "metadata"
+    ALLOCATOR = "allocator"
+
+
+class EmitKind(enum.Enum):
+    """An output form; the value is its name on the command line."""
+
+    OBJECT = "obj"
+    ASSEMBLY = "asm"
+    BITCODE = "bc"
+    IR = "ir"
+
+
+class OptLevel(enum.Enum):
+    """LLVM's optimisation levels, as in `-O<value>`."""
+
+    O0 = "0"
+    O1 = "1"
+    O2 = "2"
+    O3 = "3"
+    SIZE = "s"
+    MIN_SIZE = "z"
+
+
+class RelocationModel(enum.Enum):
+    """LLVM's relocation models that a host toolchain takes."""
+
+    STATIC = "static"
+    PIC = "pic"
+    DYNAMIC_NO_PIC = "dynamic-no-pic"
+    ROPI = "ropi"
+    RWPI = "rwpi"
+    ROPI_RWPI = "ropi-rwpi"
+
+
+class CodeModel(enum.Enum):
+    """LLVM's code models; the target's default when none is given."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    KERNEL = "kernel"
+    MEDIUM = "medium"
+    LARGE = "large"
+
+
+class Sanitizer(enum.Enum):
+    """Sanitizers whose passes run in the backend; the frontend must have marked the functions."""
+
+    ADDRESS = "address"
+    HWADDRESS = "hwaddress"
+    MEMORY = "memory"
+    THREAD = "thread"
+
+
+class Engine(enum.Enum):
+    """What compiles an item: `AUTO` lets the backend choose by measurement."""
+
+    AUTO = "auto"
+    TOOLCHAIN = "toolchain"
+    LLVMLITE = "llvmlite"
+
+
+@frozen
+class Target:
+    """What modules of one build must agree on."""
+
+    triple: str
+    data_layout: str
+
+
+@frozen
+class Module:
+    """One codegen unit.
+
+    `name` is unique within its build and names its artifacts: it may contain `/` (a sub-directory of the
+    output directory). `content` is a file, or the bitcode or textual IR itself. `size` is in bytes.
+    `linkable_name` is for people: where the content came from.
+    """
+
+    name: str
+    content: Path | bytes = field(repr=lambda c: str(c) if isinstance(c, Path) else f"<{len(c)} bytes>")
+    kind: ModuleKind = ModuleKind.REGULAR
+
+
+@frozen(kw_only=True)
+class CodegenOptions:
+    """How modules are optimised and compiled. `None` means: what LLVM's driver does at this level.
+
+    The coordinator carries these unopened; only a backend reads them.
+    """
+
+    opt_level: OptLevel = OptLevel.O2
+    emit: frozenset[EmitKind] = frozenset({EmitKind.OBJECT})
+    vectorize_loops: bool | None = None
+    vectorize_slp: bool | None = None
+    unroll_loops: bool | None = None
+    merge_functions: bool | None = None
+    extra_passes: str = ""
+    """A pipeline in LLVM's textual form (`opt -passes=`), run after the ordinary one."""
+    prepopulate_passes: bool = True
+    """False runs `extra_passes` only (rustc's `-C no-prepopulate-passes`)."""
+    print_passes: bool = False
+    """Report the passes that run, in the order they run, on each result."""
+    target_triple: str | None = None
+    """Overrides the triple of every module."""
+    target_cpu: str | None = None
+    target_features: tuple[str, ...] = ()
+    """`+name` or `-name` each."""
+    relocation_model: RelocationModel = RelocationModel.PIC
+    code_model: CodeModel | None = None
+    profile_use: Path | None = None
+    """An indexed profile (`llvm-profdata merge`): instrumented (IR or frontend) PGO."""
+    sanitizers: frozenset[Sanitizer] = frozenset()
+    engine: Engine = Engine.AUTO
+    time_limit: float = 600.0
+    """Seconds of wall time that one module may take before it counts as hung."""
+    memory_limit: int | None = None
+    """Bytes of address space that one tool run may use; `None` sets no limit."""
+
+
+@frozen
+class Estimate:
+    """What one item is expected to need, for scheduling only: a wrong estimate costs time, never correctness."""
+
+    seconds: float
+    peak_rss_bytes: int
+    batch: str | None = None
+    """Items of one build with an equal, non-`None` key gain from running in one batch."""
+
+
+@frozen
+class Optimize:
+    """Work item: optimise `module` and generate code for it.
+
+    Artifacts go to `out_dir` under the module's name; `out_dir` exists or can be created.
+    """
+
+    module: Module
+    options: CodegenOptions
+    out_dir: Path
+    reproducer_dir: Path
+    target: Target
+    size: int
+    """Bytes of the module's content."""
+
+
+class Severity(enum.Enum):
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@frozen
+class Diagnostic:
+    """One thing to tell the user. `reproducer` is a directory whose `repro.sh` shows the failure again."""
+
+    severity: Severity
+    module: str | None
+    message: str
+    reproducer: Path | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.module}: " if self.module is not None else ""
+        repro = f"\n  reproduce with: sh {self.reproducer}/repro.sh" if self.reproducer is not None else ""
+        return f"{self.severity.value}: {where}{self.message}{repro}"
+
+
+@frozen
+class Artifact:
+    """One output file; `bytes` is its size."""
+
+    module: str
+    kind: EmitKind
+    path: Path
+    bytes: int
+
+
+@frozen
+class Finished:
+    """Work result: the module is compiled and needs nothing more."""
+
+    module: str
+    artifacts: tuple[Artifact, ...]
+    engine: Engine
+    seconds: float
+    peak_rss_bytes: int
+    """Peak resident set of the process that compiled it; shared by all items of its batch."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """Warnings."""
+    passes: tuple[str, ...] = field(default=(), repr=len)
+
+
+@frozen
+class Failed:
+    """Work result: the module could not be compiled; at least one diagnostic is an error."""
+
+    module: str
+    engine: Engine
+    seconds: float
+    peak_rss_bytes: int
+    diagnostics: tuple[Diagnostic, ...]
+
+
+WorkResult = Finished | Failed
+
