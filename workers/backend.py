@@ -11,9 +11,9 @@ from typing import Protocol
 
 from attrs import frozen
 
-from workers.work import CodegenOptions, Estimate, Module, Optimize, Target, WorkResult
+from workers.work import CodegenOptions, Estimate, Failed, Finished, Link, Linked, Module, Optimize, Target
 
-__all__ = ["CodegenBackend", "Inspection"]
+__all__ = ["Backend", "CodegenBackend", "Inspection", "Linker"]
 
 
 @frozen
@@ -43,7 +43,7 @@ class CodegenBackend(Protocol):
         """
         ...
 
-    async def compile(self, batch: Sequence[Optimize]) -> Sequence[WorkResult]:
+    async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | Failed]:
         """Compile every item of `batch`: one result each, in the batch's order.
 
         Whatever goes wrong with an item (a compiler that aborts, hangs or is killed included) is a `Failed`
@@ -51,3 +51,18 @@ class CodegenBackend(Protocol):
         When cancelled, no process, descriptor or temporary file is left, and finished artifacts stay whole.
         """
         ...
+
+
+class Linker(Protocol):
+    """Makes one program or library of objects.
+
+    It exists beside `CodegenBackend` because a compiler need not have a linker.
+    """
+
+    async def link(self, item: Link) -> Linked | Failed:
+        """Link; an earlier output stays as it was unless this succeeds. Cancelling leaves nothing behind."""
+        ...
+
+
+class Backend(CodegenBackend, Linker, Protocol):
+    """What a coordinator needs."""

@@ -6,12 +6,14 @@ Plain values only: no I/O, no LLVM, no trio. Everything here may be compared, ha
 from __future__ import annotations
 
 import enum
+from collections.abc import Sized
 from pathlib import Path
 
 from attrs import field, frozen
 
 __all__ = [
     "Artifact",
+    "CodeModel",
     "CodegenOptions",
     "Diagnostic",
     "EmitKind",
@@ -19,6 +21,10 @@ __all__ = [
     "Estimate",
     "Failed",
     "Finished",
+    "Link",
+    "LinkKind",
+    "LinkOptions",
+    "Linked",
     "Module",
     "ModuleKind",
     "OptLevel",
@@ -28,7 +34,14 @@ __all__ = [
     "Severity",
     "Target",
     "WorkResult",
+    "artifact_path",
+    "count",
 ]
+
+
+def count(values: Sized) -> str:
+    """How a big field shows in a `repr`: by its length."""
+    return f"<{len(values)}>"
 
 
 class ModuleKind(enum.Enum):
@@ -97,6 +110,19 @@ class Engine(enum.Enum):
     LLVMLITE = "llvmlite"
 
 
+_SUFFIX = {
+    EmitKind.OBJECT: ".o",
+    EmitKind.ASSEMBLY: ".s",
+    EmitKind.BITCODE: ".bc",
+    EmitKind.IR: ".ll",
+}
+
+
+def artifact_path(out_dir: Path, module: str, kind: EmitKind) -> Path:
+    """Where a module's artifact of one kind goes."""
+    return out_dir / (module + _SUFFIX[kind])
+
+
 @frozen
 class Target:
     """What modules of one build must agree on."""
@@ -110,8 +136,7 @@ class Module:
     """One codegen unit.
 
     `name` is unique within its build and names its artifacts: it may contain `/` (a sub-directory of the
-    output directory). `content` is a file, or the bitcode or textual IR itself. `size` is in bytes.
-    `linkable_name` is for people: where the content came from.
+    output directory). `content` is a file, or the bitcode or textual IR itself.
     """
 
     name: str
@@ -119,7 +144,7 @@ class Module:
     kind: ModuleKind = ModuleKind.REGULAR
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, cache_hash=True)
 class CodegenOptions:
     """How modules are optimised and compiled. `None` means: what LLVM's driver does at this level.
 
@@ -155,6 +180,27 @@ class CodegenOptions:
     """Bytes of address space that one tool run may use; `None` sets no limit."""
 
 
+class LinkKind(enum.Enum):
+    """What to make of a build's objects; the value is its name on the command line."""
+
+    EXECUTABLE = "exe"
+    SHARED = "shared"
+    STATIC = "static"
+
+
+@frozen
+class LinkOptions:
+    """What to link once every object is there.
+
+    `inputs` are native objects, archives and shared libraries; `arguments` go to the linker as they are.
+    """
+
+    kind: LinkKind
+    output: Path
+    inputs: tuple[Path, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
 @frozen
 class Estimate:
     """What one item is expected to need, for scheduling only: a wrong estimate costs time, never correctness."""
@@ -179,6 +225,27 @@ class Optimize:
     target: Target
     size: int
     """Bytes of the module's content."""
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+        return self.module.name
+
+
+@frozen
+class Link:
+    """Work item: link `objects` (module name and file each, in the order that symbols are resolved in)."""
+
+    link: LinkOptions
+    objects: tuple[tuple[str, Path], ...] = field(repr=count)
+    options: CodegenOptions
+    target: Target
+    reproducer_dir: Path
+
+    @property
+    def name(self) -> str:
+        """The file name of what is linked: it stands where other items have their module's name."""
+        return self.link.output.name
 
 
 class Severity(enum.Enum):
@@ -224,7 +291,7 @@ class Finished:
     """Peak resident set of the process that compiled it; shared by all items of its batch."""
     diagnostics: tuple[Diagnostic, ...] = ()
     """Warnings."""
-    passes: tuple[str, ...] = field(default=(), repr=len)
+    passes: tuple[str, ...] = field(default=(), repr=count)
 
 
 @frozen
@@ -238,5 +305,17 @@ class Failed:
     diagnostics: tuple[Diagnostic, ...]
 
 
-WorkResult = Finished | Failed
+@frozen
+class Linked:
+    """Work result: the program or library is at `output`; `bytes` is its size."""
 
+    module: str
+    output: Path
+    bytes: int
+    engine: Engine
+    seconds: float
+    peak_rss_bytes: int
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+WorkResult = Finished | Linked | Failed

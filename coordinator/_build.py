@@ -1,0 +1,320 @@
+"""One build: modules in, artifacts and diagnostics out."""
+
+from __future__ import annotations
+
+import math
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+from attrs import field, frozen
+
+from coordinator._events import (
+    BuildEvent,
+    BuildFailed,
+    BuildResult,
+    DiagnosticReported,
+    ModuleFinished,
+    ModuleQueued,
+    ModuleStarted,
+)
+from coordinator._history import History
+from coordinator._log import log_build
+from coordinator._loop import MainLoop, Stage
+from coordinator._machine import QueuedItem
+from workers.errors import ModuleError, RequestError
+from workers.target import same_target
+from workers.work import (
+    CodegenOptions,
+    Diagnostic,
+    EmitKind,
+    Estimate,
+    Failed,
+    Finished,
+    Link,
+    LinkOptions,
+    Module,
+    Optimize,
+    Severity,
+    Target,
+    WorkResult,
+    artifact_path,
+)
+
+__all__ = ["Build", "BuildConfig"]
+
+
+@frozen(kw_only=True)
+class BuildConfig:
+    """What to build.
+
+    `out_dir` is made when it is missing. `name` is for logs. With `keep_going` a failure does not stop the other
+    modules. `reproducer_dir` is where failures that need one leave a reproducer; `None` is `reproducers` in
+    `out_dir`.
+    """
+
+    out_dir: Path
+    codegen: CodegenOptions = CodegenOptions()
+    link: LinkOptions | None = None
+    keep_going: bool = False
+    reproducer_dir: Path | None = None
+    name: str = "build"
+
+
+class Build:
+    """A build in the making; from `Coordinator.build`, as an async context manager.
+
+    Leaving the context without `finish` cancels the build: nothing of it runs afterwards.
+    """
+
+    def __init__(self, config: BuildConfig, loop: MainLoop, history: History) -> None:
+        loop.backend.check(config.codegen)
+        if config.link is not None and EmitKind.OBJECT not in config.codegen.emit:
+            raise RequestError("linking needs objects: add 'obj' to what is emitted")
+        self._config = config
+        self._out_dir = config.out_dir.absolute()
+        self._reproducer_dir = (config.reproducer_dir or self._out_dir / "reproducers").absolute()
+        self._loop = loop
+        self._history = history
+        self._stage: Stage | None = None
+        self._names: dict[str, None] = {}  # in the order of submission
+        self._first: tuple[str, Target] | None = None
+        self._real_out_dir = Path(os.path.realpath(self._out_dir))
+        self._real_dirs: dict[str, str] = {}
+        self._sources: set[str] = set()
+        self._outputs: set[str] = set()
+        self._results: dict[str, WorkResult] = {}
+        self._watchers: list[trio.MemorySendChannel[BuildEvent]] = []
+        self._opened = math.nan
+        self._skipped: tuple[str, ...] = ()
+        self._failed = False
+        self._closed = False
+        self._cancelled = False
+        self._result: BuildResult | None = None
+
+    async def __aenter__(self) -> Self:
+        self._opened = trio.current_time()
+        self._stage = await self._open_stage()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._result is None:
+            with trio.CancelScope(shield=True):
+                await self.cancel()
+            if self._result is None:
+                self._end()
+
+    def watch(self) -> trio.MemoryReceiveChannel[BuildEvent]:
+        """The events of this build from now on; the channel ends with the build.
+
+        A slow watcher never holds the build up: its events wait for it, at most a handful for each module, which
+        is what the result holds as well. Close the channel to stop watching.
+        """
+        send, receive = trio.open_memory_channel[BuildEvent](math.inf)
+        self._watchers.append(send)
+        if self._result is not None:
+            send.close()
+        return receive
+
+    async def submit(self, module: Module) -> bool:
+        """Hand over a module; waits while enough others are queued (back-pressure).
+
+        Returns False when the build has been aborted or cancelled and takes no more modules. A module that
+        cannot be built is no error here: it fails the build, as one that does not compile does. Raises
+        `RequestError` for a name that is unusable or taken, or after `finish`.
+        """
+        stage = self._entered()
+        if self._closed:
+            raise RequestError(f"module {module.name!r} comes too late: the build has been finished or cancelled")
+        self._take_name(module)
+        if self._aborted:
+            self._skipped += (module.name,)
+            await trio.lowlevel.checkpoint()
+            return False
+        codegen = self._config.codegen
+        try:
+            inspection = self._loop.backend.inspect(module, codegen)
+            self._check_target(module, inspection.target)
+            self._check_overwrite(module)
+        except ModuleError as error:
+            diagnostic = Diagnostic(Severity.ERROR, module.name, error.message)
+            self._on_results([Failed(module.name, codegen.engine, 0.0, 0, (diagnostic,))])
+            await stage.fail()
+            return not self._aborted
+        work = Optimize(module, codegen, self._out_dir, self._reproducer_dir, inspection.target, inspection.size)
+        held = len(module.content) if isinstance(module.content, bytes) else 0
+        estimate = self._estimate(module, inspection.estimate)
+        self._tell(ModuleQueued(module.name))
+        await stage.queue(QueuedItem(module.name, work, estimate, held))
+        return not self._aborted
+
+    async def finish(self) -> BuildResult:
+        """Wait until everything submitted is done, link if asked to, and return the result.
+
+        Raises `BuildFailed`, with the result in it, unless everything was built. May be called again.
+        """
+        result = self._result or await self._run_to_end()
+        if not result.ok:
+            raise BuildFailed(result)
+        return result
+
+    async def cancel(self) -> None:
+        """Stop the build: what runs is stopped, what waits is dropped. `finish` then raises `BuildFailed`."""
+        if self._result is None and self._stage is not None:
+            self._closed = True
+            self._cancelled = True
+            await self._stage.cancel()
+
+    @property
+    def result(self) -> BuildResult | None:
+        """The result, once the build has ended."""
+        return self._result
+
+    @property
+    def _aborted(self) -> bool:
+        return self._cancelled or (self._failed and not self._config.keep_going)
+
+    def _take_name(self, module: Module) -> None:
+        name = module.name
+        if not name or "\0" in name or posixpath.isabs(name) or ".." in name.split("/") or "" in name.split("/"):
+            raise RequestError(f"module name {name!r} cannot name a file below the output directory: choose another")
+        if name in self._names:
+            raise RequestError(f"duplicate module name {name!r}: each module of a build needs a name of its own")
+        self._names[name] = None
+
+    def _check_target(self, module: Module, target: Target) -> None:
+        """All modules of a build become one program, so they must be for one target."""
+        if self._first is None:
+            self._first = (module.name, target)
+        first, expected = self._first
+        for what, ours, theirs, same in (
+            ("target triple", target.triple, expected.triple, same_target(target.triple, expected.triple)),
+            ("data layout", target.data_layout, expected.data_layout, target.data_layout == expected.data_layout),
+        ):
+            if not same:
+                raise ModuleError(
+                    module.name,
+                    f"its {what} is {ours!r}, but that of {first} is {theirs!r}: "
+                    "build them separately, or compile them for one target",
+                )
+
+    def _check_overwrite(self, module: Module) -> None:
+        """An artifact must not replace a file that some module of the build is read from."""
+        outputs = {str(artifact_path(self._real_out_dir, module.name, kind)) for kind in self._config.codegen.emit}
+        self._outputs |= outputs
+        clash = outputs & self._sources
+        if isinstance(module.content, Path):
+            directory, name = os.path.split(module.content)
+            if directory not in self._real_dirs:
+                self._real_dirs[directory] = os.path.realpath(directory)
+            source = posixpath.join(self._real_dirs[directory], name)
+            self._sources.add(source)
+            clash |= {source} & self._outputs
+        for path in clash:
+            raise ModuleError(
+                module.name, f"the build would overwrite its input {path}: choose another output directory"
+            )
+
+    def _estimate(self, module: Module, estimate: Estimate) -> Estimate:
+        measured = self._history.estimate(self._history_key(module.name))
+        if measured is None:
+            return estimate
+        seconds, peak = measured
+        return Estimate(seconds, peak, estimate.batch)
+
+    def _history_key(self, module: str) -> tuple[str, CodegenOptions]:
+        return module, self._config.codegen
+
+    def _entered(self) -> Stage:
+        if self._stage is None:
+            raise RequestError("the build is not open: enter it with 'async with' first")
+        return self._stage
+
+    async def _run_to_end(self) -> BuildResult:
+        stage = self._entered()
+        if not self._closed:
+            self._closed = True
+            await stage.close()
+        await stage.ended.wait()
+        # A coordinator that was closed meanwhile has dropped what it did not get to.
+        self._cancelled |= stage.lost
+        link = self._config.link
+        if link is not None and not (self._failed or self._cancelled or self._skipped or stage.skipped):
+            await self._link(link)
+        return self._end()
+
+    # What the main loop tells
+
+    async def _open_stage(self) -> Stage:
+        return await self._loop.open_stage(
+            keep_going=self._config.keep_going, on_started=self._on_started, on_results=self._on_results
+        )
+
+    def _on_started(self, items: Sequence[QueuedItem]) -> None:
+        if self._watchers:
+            for item in items:
+                self._tell(ModuleStarted(item.name))
+
+    def _on_results(self, results: Sequence[WorkResult]) -> None:
+        for result in results:
+            self._results[result.module] = result
+            self._failed |= isinstance(result, Failed)
+            if isinstance(result, Finished):
+                self._history.record(self._history_key(result.module), result.seconds, result.peak_rss_bytes)
+            if self._watchers:
+                for diagnostic in result.diagnostics:
+                    self._tell(DiagnosticReported(diagnostic))
+                self._tell(ModuleFinished(result.module, result))
+
+    def _tell(self, event: BuildEvent) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher.send_nowait(event)
+            except trio.BrokenResourceError:
+                self._watchers.remove(watcher)
+                break
+
+    async def _link(self, link: LinkOptions) -> None:
+        """The last stage: one item, on a token and within memory like any other."""
+        # Symbols are resolved, and constructors run, in the order in which the caller submitted the modules.
+        objects = tuple(
+            (name, artifact.path)
+            for name in self._names
+            if isinstance(result := self._results.get(name), Finished)
+            for artifact in result.artifacts
+            if artifact.kind is EmitKind.OBJECT
+        )
+        if self._first is None:
+            raise RequestError(f"nothing to link into {link.output}: no module was submitted")
+        size = sum(path.stat().st_size for _, path in objects)
+        work = Link(link, objects, self._config.codegen, self._first[1], self._reproducer_dir)
+        self._stage = await self._open_stage()
+        self._tell(ModuleQueued(work.name))
+        await self._stage.queue(QueuedItem(work.name, work, Estimate(0.05, 64 * 2**20 + 4 * size)))
+        await self._stage.close()
+        await self._stage.ended.wait()
+        self._cancelled |= self._stage.lost
+
+    def _end(self) -> BuildResult:
+        if self._result is not None:
+            return self._result  # ended by somebody else while we waited
+        if self._stage is not None:
+            self._skipped += self._stage.skipped
+        results = tuple(self._results[name] for name in sorted(self._results))
+        self._result = BuildResult(
+            results,
+            tuple(diagnostic for result in results for diagnostic in result.diagnostics),
+            tuple(sorted(self._skipped)),
+            self._cancelled,
+            trio.current_time() - self._opened,
+        )
+        for watcher in self._watchers:
+            watcher.close()
+        log_build(self._config.name, self._result)
+        return self._result

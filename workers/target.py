@@ -1,0 +1,1 @@
+from workers.llvm.target import same_target as same_target
