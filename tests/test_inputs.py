@@ -1,0 +1,436 @@
+"""Layer: process (clang, ar and rustc make the inputs). What a user names becomes modules, or a clear problem."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llvmlite import binding as llvm
+
+from workers.errors import ModuleError, RequestError
+from workers.llvm.inputs import Inputs, NativeMember, inspect_content, llvm_content, read_inputs
+from workers.llvm.naming import Origin, module_names
+from workers.llvm.objectfile import ObjectError, find_bitcode
+from workers.work import Module
+
+pytestmark = pytest.mark.process
+
+TRIPLE = "x86_64-unknown-linux-gnu"
+
+
+def ir(name: str = "f") -> str:
+    return f'source_filename = "{name}.c"\ntarget triple = "{TRIPLE}"\ndefine i32 @{name}() {{\n  ret i32 1\n}}\n'
+
+
+@cache
+def bitcode(name: str = "f") -> bytes:
+    with llvm.parse_assembly(ir(name)) as module:
+        return bytes(module.as_bitcode())
+
+
+def zig() -> str:
+    spec = importlib.util.find_spec("ziglang")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return str(Path(spec.submodule_search_locations[0]) / "zig")
+
+
+def run(directory: Path, *command: str, stdin: str | None = None) -> None:
+    subprocess.run(command, cwd=directory, input=stdin, capture_output=True, check=True, timeout=120, text=True)
+
+
+def clang(directory: Path, output: str, *options: str, name: str = "f", target: str = TRIPLE) -> Path:
+    text = ir(name).replace(TRIPLE, target)
+    run(directory, zig(), "clang", f"--target={target}", "-c", "-x", "ir", "-", "-o", output, *options, stdin=text)
+    return directory / output
+
+
+def no_stdin() -> bytes:
+    raise AssertionError("standard input was read")
+
+
+def read(*arguments: str | Path, stdin: Callable[[], bytes] = no_stdin) -> Inputs:
+    return read_inputs(arguments, stdin)
+
+
+def source_of(module: Module) -> str:
+    return inspect_content(module, max_major=22).source_filename
+
+
+def test_bitcode_and_textual_ir_stay_files(tmp_path: Path) -> None:
+    (tmp_path / "a.bc").write_bytes(bitcode("a"))
+    (tmp_path / "b.txt").write_text(ir("b"))
+    found = read(tmp_path / "a.bc", str(tmp_path / "b.txt"))
+    assert found == Inputs((Module("a", tmp_path / "a.bc"), Module("b", tmp_path / "b.txt")), (), ())
+    assert [source_of(module) for module in found.modules] == ["a.c", "b.c"]
+    assert [llvm_content(module) for module in found.modules] == [tmp_path / "a.bc", tmp_path / "b.txt"]
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.bc").write_bytes(bitcode())
+    assert read("./a.bc").modules == (Module("a", tmp_path / "a.bc"),)
+
+
+@pytest.mark.parametrize("flto", ["thin", "full"])
+def test_a_fat_lto_object_gives_its_bitcode(flto: str, tmp_path: Path) -> None:
+    fat = clang(tmp_path, "fat.o", "-O2", f"-flto={flto}", "-ffat-lto-objects")
+    (module,) = read(fat).modules
+    assert module.name == "fat"
+    assert isinstance(module.content, bytes)
+    header = inspect_content(module, max_major=22)
+    assert header.has_summary
+    assert header.size == len(module.content)
+    # The object itself as a module's content, as an embedder may give it.
+    for content in (fat, fat.read_bytes()):
+        assert inspect_content(Module("fat", content), max_major=22) == header
+        assert llvm_content(Module("fat", content)) == module.content
+
+
+@pytest.mark.parametrize("target", [TRIPLE, "i386-linux-gnu", "powerpc-linux-gnu", "s390x-linux-gnu"])
+def test_embedded_bitcode_in_objects_of_any_width_and_byte_order(target: str, tmp_path: Path) -> None:
+    embedded = clang(tmp_path, "e.o", "-fembed-bitcode=all", target=target)
+    (module,) = read(embedded).modules
+    assert source_of(module) == "f.c"
+    marker = clang(tmp_path, "m.o", "-fembed-bitcode=marker", target=target)
+    assert read(marker) == Inputs((), (marker,), ())
+
+
+def test_what_only_the_linker_needs(tmp_path: Path) -> None:
+    native = clang(tmp_path, "n.o")
+    run(tmp_path, zig(), "ld.lld", "-shared", "n.o", "-o", "libn.so")
+    run(tmp_path, zig(), "ar", "rcs", "libn.a", "n.o")
+    link_inputs = (native, tmp_path / "libn.so", tmp_path / "libn.a")
+    assert read(*link_inputs) == Inputs((), link_inputs, ())
+    with pytest.raises(ModuleError, match="without bitcode"):
+        inspect_content(Module("n", native), max_major=22)
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_a_mixed_archive_is_taken_apart(thin: bool, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.bc").write_bytes(bitcode(name))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.o").write_bytes(bitcode("other"))
+    (tmp_path / "README").write_text("notes\n")
+    native = clang(tmp_path, "n.o")
+    clang(tmp_path, "fat.o", "-flto=thin", "-ffat-lto-objects", name="fat")
+    members = ["a.bc", "b.bc", "sub/a.o", "README", "n.o", "fat.o"]
+    run(tmp_path, zig(), "ar", "rcsT" if thin else "qcs", "libx.a", *members)
+    found = read(tmp_path / "libx.a")
+    assert [module.name for module in found.modules] == ["libx/a", "libx/b", "libx/a.2", "libx/fat"]
+    assert [source_of(module) for module in found.modules] == ["a.c", "b.c", "other.c", "fat.c"]
+    assert all(isinstance(module.content, bytes) for module in found.modules)
+    assert found.problems == ()
+    (link_input,) = found.link_inputs
+    if thin:
+        assert link_input == native
+    else:
+        assert isinstance(link_input, NativeMember)
+        assert (link_input.archive, link_input.name) == (tmp_path / "libx.a", "n.o")
+        data = link_input.archive.read_bytes()[link_input.offset : link_input.offset + link_input.size]
+        assert data == native.read_bytes()
+
+
+def test_members_of_no_use_stop_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.bc").write_bytes(bitcode("a"))
+    (tmp_path / "cut.bc").write_bytes(bitcode()[:-8])
+    (tmp_path / "gone.bc").write_bytes(bitcode())
+    run(tmp_path, zig(), "ar", "rcsT", "in.a", "a.bc")
+    run(tmp_path, zig(), "ar", "rcsT", "x.a", "a.bc", "cut.bc", "gone.bc")
+    (tmp_path / "gone.bc").unlink()
+    archive = str(tmp_path / "x.a")
+    found = read(archive)
+    assert [module.name for module in found.modules] == ["x/a"]
+    assert [problem.module for problem in found.problems] == [f"{archive}(cut.bc)", f"{archive}(gone.bc)"]
+    assert "cut off" in found.problems[0].message
+    assert found.problems[1].message == f"no such file ({tmp_path / 'gone.bc'})"
+
+
+def test_an_archive_in_an_archive_is_not_dropped_silently(tmp_path: Path) -> None:
+    (tmp_path / "a.bc").write_bytes(bitcode("a"))
+    run(tmp_path, zig(), "ar", "qcs", "in.a", "a.bc")
+    run(tmp_path, zig(), "ar", "qcs", "out.a", "in.a")
+    (problem,) = read(tmp_path / "out.a").problems
+    assert "archive inside of an archive" in problem.message
+
+
+@pytest.mark.parametrize("options", [("-Clinker-plugin-lto",), ("-Cembed-bitcode=yes",)])
+def test_a_rust_library(options: tuple[str, ...], tmp_path: Path) -> None:
+    rustc = shutil.which("rustc")
+    if rustc is None:
+        pytest.skip("rustc is not installed")
+    source = '#[no_mangle] pub extern "C" fn f(x: u32) -> u32 { x * 3 }'
+    run(tmp_path, rustc, "-O", "--crate-type=rlib", "--crate-name=l", "-o", "libl.rlib", *options, "-", stdin=source)
+    found = read(tmp_path / "libl.rlib")
+    assert (found.link_inputs, found.problems) == ((), ())
+    for module in found.modules:
+        header = inspect_content(module, max_major=99)
+        assert module.name.startswith("libl/")
+        assert "-rust-" in header.producer
+        assert header.has_summary
+    assert found.modules
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    found = read("-", stdin=lambda: bitcode("s"))
+    assert found == Inputs((Module("stdin", bitcode("s")),), (), ())
+    assert read("-", stdin=lambda: ir().encode()).modules[0].content == ir().encode()
+    fat = clang(tmp_path, "fat.o", "-flto=thin", "-ffat-lto-objects", name="fat")
+    assert source_of(read("-", stdin=fat.read_bytes).modules[0]) == "fat.c"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "is not LLVM bitcode"),
+        (b"!<arch>\n", "is an archive"),
+        (bitcode()[:-4], "cut off"),
+    ],
+)
+def test_standard_input_of_no_use(content: bytes, complaint: str) -> None:
+    (problem,) = read("-", stdin=lambda: content).problems
+    assert problem.module == "-"
+    assert complaint in problem.message
+
+
+def test_standard_input_that_cannot_be_read() -> None:
+    def broken() -> bytes:
+        raise OSError("Bad file descriptor")
+
+    (problem,) = read("-", stdin=broken).problems
+    assert "Bad file descriptor" in problem.message
+
+
+def test_inputs_of_no_use_stop_no_other(tmp_path: Path) -> None:
+    contents = {
+        "empty.bc": b"",
+        "cut.bc": bitcode()[: len(bitcode()) // 2],
+        "x.c": b"int main(void) { return 0; }\n",
+        "x.rs": b"fn main() {}\n",
+        "x.gz": b"\x1f\x8b\x08\0\0\0\0\0",
+        "cut.o": b"\x7fELF\2\1\1",
+        "cut.a": b"!<arch>\nhello",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "directory.bc").mkdir()
+    os.mkfifo(tmp_path / "pipe.bc")
+    (tmp_path / "good.bc").write_bytes(bitcode())
+    expected = {
+        "empty.bc": "is empty",
+        "cut.bc": "cut off",
+        "x.c": "C source: compile it to bitcode first",
+        "x.rs": "rustc --emit=llvm-bc",
+        "x.gz": "is not LLVM bitcode, textual IR, an archive or an ELF object",
+        "cut.o": "ELF file with a damaged header",
+        "cut.a": "archive is truncated or damaged",
+        "missing.bc": "no such file",
+        "loop": "cannot be read: too many levels",
+        "directory.bc": "is a directory",
+        "pipe.bc": "is not a regular file",
+        "good.bc/x.bc": "cannot be read: not a directory",
+    }
+    found = read(*(tmp_path / name for name in expected), tmp_path / "good.bc")
+    assert [module.name for module in found.modules] == ["good"]
+    assert [problem.module for problem in found.problems] == [str(tmp_path / name) for name in expected]
+    for problem, complaint in zip(found.problems, expected.values(), strict=True):
+        assert complaint in problem.message
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (tmp_path / "a.bc").write_bytes(bitcode())
+    (tmp_path / "a.bc").chmod(0)
+    (problem,) = read(tmp_path / "a.bc").problems
+    assert problem.message == "permission denied"
+
+
+def test_the_same_input_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.bc").write_bytes(bitcode())
+    (tmp_path / "link.bc").symlink_to(tmp_path / "a.bc")
+    for again in (tmp_path / "a.bc", tmp_path / "." / "a.bc", tmp_path / "link.bc"):
+        with pytest.raises(RequestError, match=re.escape(f"{again} is given twice")):
+            read(tmp_path / "a.bc", again)
+    with pytest.raises(RequestError, match="standard input is given twice"):
+        read("-", "-")
+
+
+@pytest.mark.parametrize("argument", ["", "a\0b", "\ud800"])
+def test_what_cannot_be_a_file_name_is_refused(argument: str) -> None:
+    with pytest.raises(RequestError):
+        read(argument)
+
+
+def descriptors() -> list[str]:
+    return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    (tmp_path / "a.bc").write_bytes(bitcode())
+    (tmp_path / "cut.bc").write_bytes(bitcode()[:100])
+    before = descriptors()
+    read(tmp_path / "a.bc", tmp_path / "cut.bc", tmp_path)
+    assert descriptors() == before
+
+
+def names(*origins: str) -> list[str]:
+    """Names of inputs written as a user would write them, `archive(member)` included."""
+    parsed = []
+    for origin in origins:
+        path, _, member = origin.removesuffix(")").partition("(")
+        parsed.append(Origin(Path("/w", path), member or None))
+    return module_names(parsed)
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"),
+    [
+        (["a/b/x.bc", "y.ll"], ["x", "y"]),
+        (["c/dec/static_init.bc", "c/enc/static_init.bc", "c/x.bc"], ["dec/static_init", "enc/static_init", "x"]),
+        (["x.bc", "sub/x.bc"], ["x", "sub/x"]),
+        (["x.bc", "x.ll"], ["x.bc", "x.ll"]),
+        (["a/x.bc", "a/x.ll", "b/x.bc"], ["a/x.bc", "a/x.ll", "b/x"]),
+        (["libx.a(m.o)", "libx.a(n.o)", "libx.a(m.o)", "libx.a(m.bc)"], ["libx/m", "libx/n", "libx/m.2", "libx/m.3"]),
+        (["a/libx.a(m.o)", "b/libx.a(m.o)"], ["a/libx/m", "b/libx/m"]),
+        (["libx.a(m.o)", "libx/m.bc", "q/m.bc"], ["libx.a/m.o", "libx/m.bc", "q/m"]),
+        (["libx.a(../../etc/m.o)", "libx.a(C:\\obj\\w.obj)", "libx.a(/abs/)"], ["libx/m", "libx/w", "libx/_"]),
+        (["..bc", "...", "a/.hidden"], ["..bc", "...", ".hidden"]),
+        (["liba.a(..)", "a\nb.bc"], ["liba/__", "a_b"]),
+        (["noext", "two.dots.bc"], ["noext", "two.dots"]),
+    ],
+)
+def test_names_are_short_where_unique(origins: list[str], expected: list[str]) -> None:
+    assert names(*origins) == expected
+
+
+def test_a_name_too_long_for_a_file_system_is_cut_and_stays_unique() -> None:
+    first, second = names(f"x.a({'m' * 300}1.o)", f"x.a({'m' * 300}2.o)")
+    assert first != second
+    assert all(len(part) <= 200 for part in (*first.split("/"), *second.split("/")))
+
+
+PARTS = st.text(st.sampled_from("ab.\0/\\é"), max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.lists(PARTS, min_size=1, max_size=3), st.none() | PARTS), max_size=8))
+def test_names_are_unique_and_lead_nowhere_else(inputs: list[tuple[list[str], str | None]]) -> None:
+    found = module_names([Origin(Path("/", *(part.strip("/") for part in path)), member) for path, member in inputs])
+    assert len(set(found)) == len(found) == len(inputs)
+    for name in found:
+        assert "\0" not in name
+        assert not PurePosixPath(name).is_absolute()
+        assert not {"", ".", ".."} & set(name.split("/"))
+
+
+def test_bitcode_newer_than_llvm_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bc"
+    path.write_bytes(bitcode())
+    major = llvm.llvm_version_info[0]
+    assert inspect_content(Module("a", path), max_major=major).triple == TRIPLE
+    with pytest.raises(ModuleError) as caught:
+        inspect_content(Module("a", path), max_major=major - 1)
+    assert caught.value.module == "a"
+    assert f"LLVM {major} (LLVM{major}." in caught.value.message
+    assert "LTOD_TOOLCHAIN" in caught.value.message
+
+
+def test_contents_that_are_no_module_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.a").write_bytes(b"!<arch>\n")
+    (tmp_path / "cut.bc").write_bytes(bitcode()[:-8])
+    expected: dict[Path | bytes, str] = {
+        tmp_path / "x.a": "read_inputs",
+        tmp_path / "cut.bc": "cut off",
+        tmp_path / "none.bc": "no such file",
+        tmp_path / "a\0b": "cannot be the name of a file",
+        tmp_path: "is a directory",
+        b"": "is empty",
+        b"hello": "is not LLVM bitcode",
+        b'target triple = "x86_64\n-linux"\n': "is no text that LLVM makes",
+    }
+    for content, complaint in expected.items():
+        with pytest.raises(ModuleError, match=complaint) as caught:
+            inspect_content(Module("m", content), max_major=22)
+        assert caught.value.module == "m"
+        if isinstance(content, Path):
+            assert str(content) in caught.value.message
+
+
+def elf(*sections: tuple[bytes, bytes], order: str = "<", is_64: bool = True) -> bytes:
+    """A relocatable object with these sections and no more than it takes."""
+    names = b"\0" + b"".join(name + b"\0" for name, _ in sections) + b".shstrtab\0"
+    contents = [*(content for _, content in sections), names]
+    header_form, section_form = ("HHIQQQIHHHHHH", "IIQQQQIIQQ") if is_64 else ("HHIIIIIHHHHHH", "IIIIIIIIII")
+    start = 16 + struct.calcsize(order + header_form)
+    table = [struct.pack(order + section_form, *[0] * 10)]
+    for name, content in zip((*(name for name, _ in sections), b".shstrtab"), contents, strict=True):
+        table.append(
+            struct.pack(order + section_form, names.index(name + b"\0"), 1, 0, 0, start, len(content), 0, 0, 1, 0)
+        )
+        start += len(content)
+    stride = len(table[0])
+    ident = b"\x7fELF" + bytes([2 if is_64 else 1, 1 if order == "<" else 2, 1]) + bytes(9)
+    header = struct.pack(order + header_form, 1, 62, 1, 0, 0, start, 0, 0, 0, 0, stride, len(table), len(table) - 1)
+    return ident + header + b"".join(contents) + b"".join(table)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("is_64", [True, False])
+def test_sections_in_every_layout_of_elf(order: str, is_64: bool) -> None:
+    data = elf((b".text", b"x"), (b".llvmbc", bitcode("e")), (b".llvm.lto", bitcode("l")), order=order, is_64=is_64)
+    place = find_bitcode(data)
+    assert place is not None
+    assert data[place[0] : sum(place)] == bitcode("l")
+    assert find_bitcode(elf((b".text", b"x"), order=order, is_64=is_64)) is None
+    assert find_bitcode(elf((b".rela.llvmbc", bitcode()), (b".llvmbcx", bitcode()), order=order, is_64=is_64)) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (elf((b".llvm.lto", b"")), "holds no bitcode"),
+        (elf((b".llvm.lto", bitcode()), (b".llvm.lto", bitcode())), "2 sections"),
+        (elf((b".llvmbc", bitcode()), (b".llvmbc", bitcode())), "2 sections"),
+        (elf((b".llvmbc", bitcode()))[:-1], "cut off"),
+        (elf()[:40], "cut off"),
+    ],
+)
+def test_objects_of_no_use(data: bytes, complaint: str) -> None:
+    with pytest.raises(ObjectError, match=complaint):
+        find_bitcode(data)
+
+
+def test_modules_joined_by_the_linker_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "joined.o").write_bytes(elf((b".llvmbc", bitcode("a") + bitcode("b"))))
+    (problem,) = read(tmp_path / "joined.o").problems
+    assert "joined, by 'ld -r'" in problem.message
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6), st.integers(0, 1 << 16))
+def test_damaged_objects_give_a_place_inside_or_a_clear_error(flips: list[tuple[int, int]], size: int) -> None:
+    data = bytearray(elf((b".text", b"x" * 16), (b".llvmbc", b"BC\xc0\xde" + bytes(16))))
+    for position, value in flips:
+        # Headers and tables, where damage matters.
+        data[position % len(data)] = value
+    data = data[: len(data) - size % 64]
+    try:
+        place = find_bitcode(bytes(data))
+    except ObjectError as error:
+        assert str(error)  # noqa: PT017 - both outcomes are right
+    else:
+        assert place is None or sum(place) <= len(data)

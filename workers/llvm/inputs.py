@@ -1,0 +1,307 @@
+"""From what a user names to modules: bitcode, textual IR, FatLTO objects, archives of all of them, standard input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from attrs import Factory, define, frozen
+
+from workers.errors import ModuleError, RequestError
+from workers.llvm.archive import ArchiveError, Member, read_members
+from workers.llvm.bitcode import BitcodeError, Header, check_whole, producer_major, read_header
+from workers.llvm.content import ContentError, FileView, Source, open_file
+from workers.llvm.kind import ContentKind, sniff
+from workers.llvm.naming import Origin, module_names
+from workers.llvm.objectfile import ElfType, ObjectError, elf_type, find_bitcode
+from workers.llvm.textir import read_text_header
+from workers.work import Module
+
+__all__ = ["Inputs", "NativeMember", "inspect_content", "llvm_content", "read_inputs"]
+
+_T = TypeVar("_T")
+
+_STDIN = "stdin"
+
+_SOURCES = {
+    "c": "C source: compile it to bitcode first, with clang -c -emit-llvm",
+    "cc cpp cxx c++": "C++ source: compile it to bitcode first, with clang++ -c -emit-llvm",
+    "m mm": "Objective-C source: compile it to bitcode first, with clang -c -emit-llvm",
+    "rs": "Rust source: compile it to bitcode first, with rustc --emit=llvm-bc",
+    "swift": "Swift source: compile it to bitcode first, with swiftc -emit-bc",
+    "zig": "Zig source: compile it to bitcode first, with zig build-obj -femit-llvm-bc",
+    "f f90 f95 f03 f08": "Fortran source: compile it to bitcode first, with flang -c -emit-llvm",
+    "s": "assembly source: assemble it first, with clang -c",
+}
+_HINTS = {extension: hint for extensions, hint in _SOURCES.items() for extension in extensions.split()}
+
+
+@frozen
+class NativeMember:
+    """An object without bitcode in an archive: `size` bytes at `offset` of `archive`, called `name` there."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+
+@frozen
+class Inputs:
+    """What was found in a request's inputs, in the order they were named."""
+
+    modules: tuple[Module, ...]
+    link_inputs: tuple[Path | NativeMember, ...]
+    """What has no bitcode and matters when linking only: native objects, shared libraries, and archives; an
+    archive with bitcode in it is taken apart, others stay whole, so that the linker takes what it needs."""
+    problems: tuple[ModuleError, ...]
+    """Inputs that are of no use, each under the name it was given by."""
+
+
+def read_inputs(arguments: Sequence[str | Path], stdin: Callable[[], bytes]) -> Inputs:
+    """Find the modules in files; `-` is what `stdin` returns. An input of no use is a problem and stops no other.
+
+    Raises `RequestError` where an input is named twice or cannot be a file name at all.
+    """
+    found = _Found()
+    for argument, path in _distinct(arguments):
+        try:
+            if path is None:
+                found.add_stdin(stdin)
+            else:
+                with open_file(path) as view:
+                    found.add_file(argument, path, view)
+        except (_UselessError, ContentError) as error:
+            found.problems.append(ModuleError(argument, str(error)))
+    names = module_names([origin for origin, _ in found.modules])
+    modules = tuple(Module(name, content) for name, (_, content) in zip(names, found.modules, strict=True))
+    return Inputs(modules, tuple(found.link_inputs), tuple(found.problems))
+
+
+def inspect_content(module: Module, *, max_major: int) -> Header:
+    """The header of a module's bitcode or textual IR, also inside of a FatLTO object.
+
+    Raises `ModuleError` where there is none to compile, where it is truncated or damaged, or where LLVM
+    `max_major` is too old for it.
+    """
+    with _opened(module) as source:
+        kind, part = _ir_part(source)
+        header = read_text_header(part) if kind is ContentKind.TEXT else _checked(read_header, part)
+        why = _unusable(header, max_major)
+        if why is not None:
+            raise _UselessError(why)
+    return header
+
+
+def llvm_content(module: Module) -> Path | bytes:
+    """A module's content in a form that LLVM's own tools read: a FatLTO object's bitcode alone, all else as it is.
+
+    Raises `ModuleError` where there is nothing to compile.
+    """
+    with _opened(module) as source:
+        _, part = _ir_part(source)
+        return module.content if part is source else bytes(part[:])
+
+
+class _UselessError(Exception):
+    """An input is of no use; the message says why, as it would go on behind the input's name and a colon."""
+
+
+@define
+class _Found:
+    modules: list[tuple[Origin, Path | bytes]] = Factory(list)
+    link_inputs: list[Path | NativeMember] = Factory(list)
+    problems: list[ModuleError] = Factory(list)
+
+    def add_stdin(self, stdin: Callable[[], bytes]) -> None:
+        try:
+            content = stdin()
+        except OSError as error:
+            raise _UselessError(f"cannot be read: {error}") from error
+        kind, part = _ir_part(content)
+        if kind is ContentKind.BITCODE:
+            _checked(check_whole, part)
+        self.modules.append((Origin(Path("/", _STDIN)), bytes(part[:])))
+
+    def add_file(self, argument: str, path: Path, view: FileView) -> None:
+        match sniff(view):
+            case ContentKind.BITCODE:
+                _checked(check_whole, view)
+                self.modules.append((Origin(path), path))
+            case ContentKind.TEXT:
+                self.modules.append((Origin(path), path))
+            case ContentKind.ELF:
+                content = _embedded(view)
+                if content is not None:
+                    self.modules.append((Origin(path), content))
+                else:
+                    self.link_inputs.append(path)
+            case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
+                self._add_archive(argument, path, view)
+            case ContentKind.UNKNOWN:
+                raise _UselessError(_what_else(view, path.suffix))
+
+    def _add_archive(self, argument: str, path: Path, view: FileView) -> None:
+        try:
+            members = read_members(view, path)
+        except ArchiveError as error:
+            raise _UselessError(f"the archive is truncated or damaged: {error}; make it again") from error
+        modules: list[tuple[Origin, Path | bytes]] = []
+        natives: list[Path | NativeMember] = []
+        problems: list[ModuleError] = []
+        for member in members:
+            try:
+                with _member_view(member, path, view) as part:
+                    content = _member_content(member, part)
+            except (_UselessError, ContentError) as error:
+                where = f" ({member.path})" if member.extent is None else ""
+                problems.append(ModuleError(f"{argument}({member.name})", f"{error}{where}"))
+                continue
+            if isinstance(content, NativeMember):
+                natives.append(content if member.extent is not None else member.path)
+            elif content is not None:
+                modules.append((Origin(path, member.name), content))
+        self.modules += modules
+        self.problems += problems
+        self.link_inputs += natives if modules or problems else [path]
+
+
+def _distinct(arguments: Sequence[str | Path]) -> list[tuple[str, Path | None]]:
+    """Each input as it was named and as a path; `None` is standard input."""
+    seen: dict[str, str] = {}
+    distinct: list[tuple[str, Path | None]] = []
+    for argument in arguments:
+        text = str(argument)
+        if not text or "\0" in text:
+            raise RequestError(f"{text!r} cannot be the name of an input: give the path of a file")
+        path = None if argument == "-" else Path(argument)
+        try:
+            resolved = "-" if path is None else os.path.realpath(path)
+            distinct.append((text, None if path is None else path.absolute()))
+        except (OSError, UnicodeEncodeError) as error:
+            raise RequestError(f"{text!r} cannot be found: {error}") from error
+        if resolved in seen:
+            also = "" if seen[resolved] == text else f" (as {seen[resolved]} before)"
+            label = "standard input" if path is None else text
+            raise RequestError(f"{label} is given twice{also}: name each input once")
+        seen[resolved] = text
+    return distinct
+
+
+@contextmanager
+def _opened(module: Module) -> Iterator[Source]:
+    """A module's content; what goes wrong with it inside of the `with` block becomes a `ModuleError`."""
+    where = f"{module.content}: " if isinstance(module.content, Path) else ""
+    try:
+        if isinstance(module.content, Path):
+            with open_file(module.content) as view:
+                yield view
+        else:
+            yield module.content
+    except (_UselessError, ContentError) as error:
+        raise ModuleError(module.name, f"{where}{error}") from error
+
+
+def _ir_part(source: Source) -> tuple[ContentKind, Source]:
+    """The bitcode or textual IR of one module: `source` itself, or what is inside of a FatLTO object."""
+    match sniff(source):
+        case ContentKind.BITCODE | ContentKind.TEXT as kind:
+            return kind, source
+        case ContentKind.ELF:
+            place = _bitcode_place(source)
+            if place is None:
+                raise _UselessError("is an ELF file without bitcode, there is nothing to compile: link it, by its path")
+            return ContentKind.BITCODE, bytes(source[place[0] : place[0] + place[1]])
+        case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
+            raise _UselessError("is an archive and no single module: name its file as an input, or use read_inputs()")
+        case ContentKind.UNKNOWN:
+            raise _UselessError(_what_else(source, ""))
+
+
+def _embedded(view: FileView) -> bytes | None:
+    """The bitcode inside of an ELF file, whole; `None` where it has none and is for the linker."""
+    place = _bitcode_place(view)
+    if place is None:
+        return None
+    content = view[place[0] : place[0] + place[1]]
+    _checked(check_whole, content)
+    return content
+
+
+def _bitcode_place(source: Source) -> tuple[int, int] | None:
+    try:
+        match elf_type(source):
+            case ElfType.RELOCATABLE:
+                return find_bitcode(source)
+            case ElfType.SHARED:
+                return None
+            case ElfType.EXECUTABLE:
+                raise _UselessError("is a linked program: give the bitcode or objects it was made of")
+            case ElfType.CORE:
+                raise _UselessError("is a core dump")
+    except ObjectError as error:
+        raise _UselessError(f"is {error}") from error
+
+
+@contextmanager
+def _member_view(member: Member, archive: Path, view: FileView) -> Iterator[FileView]:
+    if member.extent is not None and member.path == archive:
+        yield view.part(*member.extent)
+        return
+    with open_file(member.path) as file:
+        yield file if member.extent is None else file.part(*member.extent)
+
+
+def _member_content(member: Member, view: FileView) -> bytes | NativeMember | None:
+    """A member's module, or where it is for the linker, or `None` where it is neither (metadata, notes)."""
+    if member.name.startswith("lib.rmeta"):
+        return None  # rustc wraps its metadata in objects, so that linkers do not mind them
+    match sniff(view):
+        case ContentKind.BITCODE:
+            _checked(check_whole, view)
+            return view[:]
+        case ContentKind.TEXT:
+            return view[:]
+        case ContentKind.ELF:
+            content = _embedded(view)
+            offset, size = member.extent or (0, len(view))
+            return content if content is not None else NativeMember(member.path, member.name, offset, size)
+        case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
+            raise _UselessError("is an archive inside of an archive: take it out and name it as an input")
+        case ContentKind.UNKNOWN:
+            return None
+
+
+def _checked(read: Callable[[Source], _T], source: Source) -> _T:
+    try:
+        return read(source)
+    except BitcodeError as error:
+        raise _UselessError(f"the bitcode cannot be used: {error}") from error
+
+
+def _what_else(source: Source, extension: str) -> str:
+    if not len(source):
+        return "is empty"
+    what = _HINTS.get(extension.removeprefix(".").lower())
+    return f"is {what}" if what else "is not LLVM bitcode, textual IR, an archive or an ELF object"
+
+
+def _unusable(header: Header, max_major: int) -> str | None:
+    """Why a whole module cannot be compiled; `None` if it can."""
+    major = producer_major(header.producer)
+    if major is not None and major > max_major:
+        return (
+            f"the bitcode was made by LLVM {major} ({header.producer}), and LLVM {max_major} cannot be trusted to read "
+            f"it: compile with LLVM {major} or newer (LTOD_TOOLCHAIN names one), or make the bitcode with an older one"
+        )
+    if header.epoch:
+        return f"the bitcode is of epoch {header.epoch} ({header.producer}), which no released LLVM reads"
+    if header.is_index:
+        return "is a ThinLTO index, which only names modules: give the modules themselves"
+    for what, text in (("target triple", header.triple), ("data layout", header.data_layout)):
+        if not (text.isascii() and text.isprintable()):
+            return f"the {what} {text!r} is no text that LLVM makes: the module is damaged"
+    return None
