@@ -92,6 +92,7 @@ class Build:
         self._opened = math.nan
         self._skipped: tuple[str, ...] = ()
         self._failed = False
+        self._finishing = trio.Lock()
         self._closed = False
         self._cancelled = False
         self._result: BuildResult | None = None
@@ -127,7 +128,8 @@ class Build:
 
         Returns False when the build has been aborted or cancelled and takes no more modules. A module that
         cannot be built is no error here: it fails the build, as one that does not compile does. Raises
-        `RequestError` for a name that is unusable or taken, or after `finish`.
+        `RequestError` for a name that is unusable or taken, after `finish`, and with the first module for options
+        that its target does not have.
         """
         stage = self._entered()
         if self._closed:
@@ -137,21 +139,12 @@ class Build:
             self._skipped += (module.name,)
             await trio.lowlevel.checkpoint()
             return False
-        codegen = self._config.codegen
-        try:
-            inspection = self._loop.backend.inspect(module, codegen)
-            self._check_target(module, inspection.target)
-            self._check_overwrite(module)
-        except ModuleError as error:
-            diagnostic = Diagnostic(Severity.ERROR, module.name, error.message)
-            self._on_results([Failed(module.name, codegen.engine, 0.0, 0, (diagnostic,))])
-            await stage.fail()
-            return not self._aborted
-        work = Optimize(module, codegen, self._out_dir, self._reproducer_dir, inspection.target, inspection.size)
-        held = len(module.content) if isinstance(module.content, bytes) else 0
-        estimate = self._estimate(module, inspection.estimate)
-        self._tell(ModuleQueued(module.name))
-        await stage.queue(QueuedItem(module.name, work, estimate, held))
+        with stage.producing():
+            try:
+                await self._hand_over(module, stage)
+            except BaseException:
+                del self._names[module.name]  # as if it had never been submitted
+                raise
         return not self._aborted
 
     async def finish(self) -> BuildResult:
@@ -159,7 +152,8 @@ class Build:
 
         Raises `BuildFailed`, with the result in it, unless everything was built. May be called again.
         """
-        result = self._result or await self._run_to_end()
+        async with self._finishing:
+            result = self._result or await self._run_to_end()
         if not result.ok:
             raise BuildFailed(result)
         return result
@@ -188,11 +182,15 @@ class Build:
             raise RequestError(f"duplicate module name {name!r}: each module of a build needs a name of its own")
         self._names[name] = None
 
-    def _check_target(self, module: Module, target: Target) -> None:
-        """All modules of a build become one program, so they must be for one target."""
+    async def _prepare(self, module: Module, target: Target) -> None:
+        """With the first module it is known for which target the options must make sense."""
         if self._first is None:
             self._first = (module.name, target)
-        first, expected = self._first
+            await self._loop.backend.prepare(target, self._config.codegen)
+
+    def _check_target(self, module: Module, target: Target) -> None:
+        """All modules of a build become one program, so they must be for one target."""
+        first, expected = self._first or (module.name, target)
         for what, ours, theirs, same in (
             ("target triple", target.triple, expected.triple, same_target(target.triple, expected.triple)),
             ("data layout", target.data_layout, expected.data_layout, target.data_layout == expected.data_layout),
@@ -248,6 +246,23 @@ class Build:
         if link is not None and not (self._failed or self._cancelled or self._skipped or stage.skipped):
             await self._link(link)
         return self._end()
+
+    async def _hand_over(self, module: Module, stage: Stage) -> None:
+        codegen = self._config.codegen
+        try:
+            inspection = self._loop.backend.inspect(module, codegen)
+            await self._prepare(module, inspection.target)
+            self._check_target(module, inspection.target)
+            self._check_overwrite(module)
+        except ModuleError as error:
+            diagnostic = Diagnostic(Severity.ERROR, module.name, error.message)
+            self._on_results([Failed(module.name, codegen.engine, 0.0, 0, (diagnostic,))])
+            await stage.fail()
+            return
+        work = Optimize(module, codegen, self._out_dir, self._reproducer_dir, inspection.target, inspection.size)
+        held = len(module.content) if isinstance(module.content, bytes) else 0
+        self._tell(ModuleQueued(module.name))
+        await stage.queue(QueuedItem(module.name, work, self._estimate(module, inspection.estimate), held))
 
     # What the main loop tells
 

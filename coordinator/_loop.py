@@ -8,7 +8,8 @@ batch is run by a worker task of its own, in the loop's nursery and in a cancel 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import assert_never
 
 import trio
@@ -71,20 +72,25 @@ class Stage:
     skipped: tuple[str, ...] = field(default=(), init=False)
     lost: bool = field(default=False, init=False)
     room: trio.Event | None = field(default=None, init=False)
-    _queueing: int = field(default=0, init=False)
+    _producers: int = field(default=0, init=False)
     _quiet: trio.Event = field(factory=trio.Event, init=False)
+
+    @contextmanager
+    def producing(self) -> Iterator[None]:
+        """While a task is in here with an item to queue, `close` waits for it."""
+        self._producers += 1
+        try:
+            yield
+        finally:
+            self._producers -= 1
+            if not self._producers:
+                self._quiet.set()
 
     async def queue(self, item: QueuedItem) -> None:
         """Hand an item over; waits while the queue is full enough. Raises `RequestError` on a closed coordinator."""
-        self._queueing += 1
-        try:
-            while self.room is not None:
-                await self.room.wait()
-            await self._send(ItemQueued(self.id, item))
-        finally:
-            self._queueing -= 1
-            if not self._queueing:
-                self._quiet.set()
+        while self.room is not None:
+            await self.room.wait()
+        await self._send(ItemQueued(self.id, item))
 
     async def fail(self) -> None:
         """Count a failure that happened outside the queue."""
@@ -92,7 +98,7 @@ class Stage:
 
     async def close(self) -> None:
         """Say that no more items come, once those on their way have arrived; `ended` follows."""
-        while self._queueing:
+        while self._producers:
             self._quiet = trio.Event()
             await self._quiet.wait()
         await self._send(StageClosed(self.id))

@@ -173,6 +173,12 @@ async def test_options_nobody_can_honour_are_refused_before_anything_runs() -> N
             )
 
 
+async def test_options_that_the_target_lacks_are_refused_with_the_first_module() -> None:
+    async with pure() as coordinator, coordinator.build(CONFIG) as build:
+        with pytest.raises(RequestError, match="no such target"):
+            await build.submit(Module("a", b"target=nonesuch-unknown-linux"))
+
+
 async def test_a_producer_that_runs_ahead_waits(autojump_clock: trio.abc.Clock) -> None:
     submitted = 0
     async with pure(jobs=1) as coordinator, coordinator.build(CONFIG) as build:

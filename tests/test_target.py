@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.llvm.target import TargetFlags, Triple, parse_triple, same_target
+from workers.target import TargetFlags, Triple, parse_triple, same_target
 
 pytestmark = pytest.mark.pure
 

@@ -308,6 +308,8 @@ async def _remove_tree(base: Path) -> None:
     """Remove a directory whose last writer was killed a moment ago and may still be dying."""
     for pause in (0.001, 0.01, 0.1, 1.0):
         shutil.rmtree(base, ignore_errors=True)
+        with suppress(OSError):
+            base.rmdir()  # rmtree needs descriptors, of which there may be none left
         if not base.exists():
             return
         await trio.sleep(pause)

@@ -35,6 +35,13 @@ class CodegenBackend(Protocol):
         """Refuse options that this backend cannot honour. Raises `RequestError`."""
         ...
 
+    async def prepare(self, target: Target, options: CodegenOptions) -> None:
+        """Ask the compiler itself whether it can compile modules of `target` with `options`.
+
+        Finds what `check` cannot know, before anything is compiled. Raises `RequestError`.
+        """
+        ...
+
     def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
         """Look at a module's header: quick, no process, no thread.
 

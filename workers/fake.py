@@ -48,6 +48,12 @@ class FakeBackend:
         if options.target_cpu == "nonesuch":
             raise RequestError("unknown target CPU 'nonesuch': name one that the compiler knows")
 
+    async def prepare(self, target: Target, options: CodegenOptions) -> None:
+        """Take every target but `nonesuch`."""
+        if target.triple.startswith("nonesuch"):
+            raise RequestError("no such target: nonesuch")
+        await trio.lowlevel.checkpoint()
+
     def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
         """Take the content for what it is; only what cannot be read is refused."""
         content = self._content(module)

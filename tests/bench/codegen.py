@@ -1,0 +1,123 @@
+"""Bitcode to objects at -O2 with two jobs: ltod against make and xargs running clang.
+
+    python -m tests.bench.codegen [--rounds N] [--modules 400]
+
+Two sets: small modules made by rule, and the C sources of brotli's sdist, fetched from PyPI. Every contestant is
+a whole process (start-up included) on the same bitcode; contestants take turns within a round, so a machine that
+changes its speed changes it for all. Prints medians, and the ratio to the best peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.samples import TRIPLE, compile_c, small_c, zig
+
+_JOBS = 2
+
+
+def _brotli(root: Path) -> list[Path]:
+    """The raw bitcode of brotli's library and tool."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "brotli==1.2.*"]
+        + ["-d", root],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    (sdist,) = root.glob("*rotli*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(root, filter="data")
+    source = next(path for path in root.iterdir() if path.is_dir())
+    (root / "bc").mkdir()
+    for path in sorted((source / "c").rglob("*.c")):
+        name = "_".join(path.relative_to(source / "c").with_suffix(".bc").parts)
+        subprocess.run(
+            [zig(), "cc", "-target", "x86_64-linux-gnu", "-c", "-emit-llvm", "-O2", "-Xclang", "-disable-llvm-passes"]
+            + ["-fno-sanitize=undefined", "-I", source / "c" / "include", path, "-o", root / "bc" / name],
+            check=True,
+        )
+    return sorted((root / "bc").iterdir())
+
+
+def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], None]]:
+    """What to run; each fills `out` with one object for each input."""
+    clang22 = shutil.which("clang-22")
+    compilers = {"zig clang": [zig(), "clang", f"--target={TRIPLE}"]}
+    if clang22 is not None:
+        compilers["clang-22"] = [clang22]
+
+    def xargs(compiler: list[str]) -> None:
+        line = " ".join([*compiler, "-O2", "-Wno-override-module", "-c", "-x", "ir", '"$1"', "-o", f'"{out}/$2.o"'])
+        names = "".join(f"{path}\n{path.stem}\n" for path in inputs)
+        command = ["xargs", f"-P{_JOBS}", "-n2", "sh", "-c", f"exec {line}", "sh"]
+        subprocess.run(command, input=names, text=True, check=True)
+
+    def make(compiler: list[str]) -> None:
+        line = " ".join([*compiler, "-O2", "-Wno-override-module", "-c", "-x", "ir"])
+        rules = "".join(f"{out}/{path.stem}.o: {path}\n\t@{line} $< -o $@\n" for path in inputs)
+        makefile = f"all: {' '.join(f'{out}/{path.stem}.o' for path in inputs)}\n" + rules
+        subprocess.run(["make", f"-j{_JOBS}", "-s", "-f", "-"], input=makefile, text=True, check=True)
+
+    def ltod() -> None:
+        command = [sys.executable, "-m", "coordinator", "build", "-q", "-O2", f"-j{_JOBS}", "--out-dir", str(out)]
+        subprocess.run([*command, *map(str, inputs)], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+
+    made: dict[str, Callable[[], None]] = {"ltod": ltod}
+    for name, compiler in compilers.items():
+        made[f"xargs -P2 {name}"] = lambda compiler=compiler: xargs(compiler)
+        if shutil.which("make") is not None:
+            made[f"make -j2 {name}"] = lambda compiler=compiler: make(compiler)
+    return made
+
+
+def _measure(title: str, inputs: list[Path], rounds: int, root: Path) -> None:
+    out = root / "out"
+    seconds: dict[str, list[float]] = {}
+    for round_ in range(rounds + 1):
+        contestants = list(_contestants(inputs, out).items())
+        for name, run in contestants[round_ % len(contestants) :] + contestants[: round_ % len(contestants)]:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            started = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - started
+            assert {path.stem for path in out.iterdir()} == {path.stem for path in inputs}, name
+            if round_:  # the first is to warm up
+                seconds.setdefault(name, []).append(elapsed)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    best = min((name for name in medians if name != "ltod"), key=medians.__getitem__)
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["ltod"], seconds[best], strict=True))
+    print(f"\n{title}: {len(inputs)} modules, {sum(path.stat().st_size for path in inputs)} bytes, {rounds} rounds")
+    print(f"{'':<22} {'median s':>9} {'min..max':>15} {'to best peer':>13}")
+    for name, median in sorted(medians.items(), key=lambda pair: pair[1]):
+        spread = f"{min(seconds[name]):.2f}..{max(seconds[name]):.2f}"
+        print(f"{name:<22} {median:>9.2f} {spread:>15} {median / medians[best]:>13.2f}")
+    print(f"ltod / {best}, round by round: median {ratio:.2f}")
+
+
+def main() -> None:
+    """Measure both sets and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--modules", type=int, default=400)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ltod-bench-") as directory:
+        root = Path(directory)
+        sources = {f"m{n:03}": small_c(n, arguments.modules) for n in range(arguments.modules)}
+        _measure("small modules", compile_c(sources, root / "small"), arguments.rounds, root)
+        (root / "real").mkdir()
+        _measure("brotli", _brotli(root / "real"), arguments.rounds, root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The last step: objects become a program, a shared library or a static archive.
+
+Here belong the linker's command line, its messages put in terms of modules, and how the output gets to its place.
+Which program does it is the business of `workers.llvm.link_driver`.
+
+The linker sees each object under a path that ends with its module's name. It runs in our working directory, because
+arguments for it (`-Lx`, `-Wl,--version-script=x.map`) are the user's own words. The output grows in a directory of its
+own beside its destination and is moved there when it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from workers.action import Action, ActionResult, run
+from workers.llvm.failures import describe_signal
+from workers.llvm.link_driver import Driver, DriverError, choose_archiver, choose_driver, kind_flags
+from workers.llvm.toolchain import Toolchain
+from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity
+
+__all__ = ["link"]
+
+_LINK_SECONDS = 3600.0
+"""When a linker counts as hung. The limit of the options is for one module; a link may be all of them at once."""
+
+_NOTEWORTHY_SECONDS = 5.0
+"""From here on a link is explained."""
+
+_MAX_ARGUMENTS = 64 * 1024
+"""Bytes of objects' paths that are given directly; more go through a file."""
+
+_MAX_MESSAGE = 16_000
+
+_DRIVER_NOISE = (
+    "collect2: error: ld returned",
+    "clang: error: linker command failed",
+    "clang++: error: linker command",
+)
+
+
+@frozen
+class _Command:
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    note: str | None = None
+
+
+async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Mapping[str, str]) -> Linked | Failed:
+    """Link the objects of `item`; what was at the output's path before stays there unless this succeeds.
+
+    Everything that goes wrong is told by a `Failed`. `environ` is asked for PATH and for where caches are. The same
+    objects and libraries give the same bytes. When cancelled, nothing is left of the attempt.
+    """
+    started = trio.current_time()
+    try:
+        async with _directory(scratch_dir) as scratch, _directory(_parent(item)) as beside:
+            output = beside / item.link.output.name
+            names = await trio.to_thread.run_sync(_lay_out, item, scratch)
+            if item.link.kind is LinkKind.STATIC:
+                command = _archive(item, toolchain, list(names), output, scratch, environ)
+            else:
+                command = await _program(item, toolchain, list(names), output, scratch, environ)
+            async with run(_action(command, item), scratch) as result:
+                problem = _problem(result, output)
+                text = _message(result.stderr, {**names, str(output): str(item.link.output)})
+                if problem is not None:
+                    return _failed(item, f"{problem}{': ' if text else ''}{text}", started, result.peak_rss_bytes)
+                size = output.stat().st_size
+                output.replace(item.link.output)
+                seconds = trio.current_time() - started
+                diagnostics = _remarks(item, text, command.note if seconds > _NOTEWORTHY_SECONDS else None)
+                return Linked(
+                    item.name, item.link.output, size, Engine.TOOLCHAIN, seconds, result.peak_rss_bytes, diagnostics
+                )
+    except DriverError as error:
+        return _failed(item, str(error), started)
+    except OSError as error:
+        return _failed(item, f"{error.filename or item.link.output}: {error.strerror or error}", started)
+
+
+def _parent(item: Link) -> Path:
+    parent = item.link.output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+@asynccontextmanager
+async def _directory(parent: Path) -> AsyncIterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix=".ltod-link-", dir=parent.absolute()))
+    try:
+        yield path
+    finally:
+        # The linker is dead by now, and removing a few files does not wait for anything.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _lay_out(item: Link, scratch: Path) -> dict[str, str]:
+    """Give every object a path that ends with its module's name. Path to name, in the order of linking."""
+    names: dict[str, str] = {}
+    flat = item.link.kind is LinkKind.STATIC
+    for number, (name, path) in enumerate(item.objects):
+        # Members of an archive have no directories. A module may be called anything, `../x` for one.
+        parts = name.split("/")
+        usable = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
+        shown = (".".join(parts) if flat else name) if usable else f"module-{number}"
+        place = scratch / "m" / f"{shown}.o"
+        if str(place) in names:
+            place = scratch / "m" / f"{shown}.{number}.o"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            raise FileNotFoundError(2, f"the object of {name} is gone", str(path))
+        place.symlink_to(path.absolute())
+        names[str(place)] = name
+    return names
+
+
+async def _program(
+    item: Link, toolchain: Toolchain, objects: Sequence[str], output: Path, scratch: Path, environ: Mapping[str, str]
+) -> _Command:
+    inputs = [path.absolute() for path in item.link.inputs]
+    driver: Driver = await choose_driver(
+        toolchain,
+        item.options.target_triple or item.target.triple,
+        [*map(Path, objects), *(path for path in inputs if path.suffix in (".o", ".a"))],
+        item.options.sanitizers,
+        scratch,
+        environ,
+    )
+    argv = (
+        *driver.argv,
+        *kind_flags(item.link.kind, item.options.relocation_model),
+        "-o",
+        str(output),
+        *_through_file(objects, scratch / "objects.rsp"),
+        *map(str, inputs),
+        *item.link.arguments,
+        *driver.libraries,
+    )
+    return _Command(argv, {**driver.environment, "TMPDIR": str(scratch)}, driver.note)
+
+
+def _archive(
+    item: Link, toolchain: Toolchain, objects: Sequence[str], output: Path, scratch: Path, environ: Mapping[str, str]
+) -> _Command:
+    archiver = choose_archiver(toolchain, environ)
+    if item.link.arguments:
+        raise DriverError(f"a static archive is not linked: it takes no arguments such as '{item.link.arguments[0]}'")
+    inputs = [path.absolute() for path in item.link.inputs]
+    for path in inputs:
+        with path.open("rb") as file:
+            magic = file.read(18)
+        if magic.startswith(b"!<") and not archiver.flattens:
+            raise DriverError(f"{archiver.argv[0]} cannot put the members of {path} into another archive")
+        if magic.startswith(b"\x7fELF") and magic[16:18] in (b"\x03\0", b"\0\x03"):
+            raise DriverError(f"{path} is a shared library, which cannot be put into a static archive")
+    # q, not r: members with equal names stay both. D: no times, no owners.
+    operation = "qcsDL" if archiver.flattens else "qcsD"
+    members = _through_file([*objects, *map(str, inputs)], scratch / "members.rsp")
+    return _Command((*archiver.argv, operation, str(output), *members), {})
+
+
+def _through_file(arguments: Sequence[str], file: Path) -> Sequence[str]:
+    """The arguments, or an `@file` with them where they are too many for a command line."""
+    if sum(map(len, arguments)) <= _MAX_ARGUMENTS:
+        return arguments
+    quoted = ('"' + argument.replace("\\", "\\\\").replace('"', '\\"') + '"' for argument in arguments)
+    file.write_text("\n".join(quoted) + "\n", errors="surrogateescape")
+    return [f"@{file}"]
+
+
+def _action(command: _Command, item: Link) -> Action:
+    return Action(
+        argv=("/bin/sh", "-c", 'cd -- "$0" && exec "$@"', str(Path.cwd()), *command.argv),
+        inputs={},
+        environment={"LC_ALL": "C.UTF-8", **command.environment},
+        time_limit=_LINK_SECONDS,
+        memory_limit=item.options.memory_limit,
+    )
+
+
+def _problem(result: ActionResult, output: Path) -> str | None:
+    if result.not_started is not None:
+        return f"the linker could not be started: {result.not_started}"
+    if result.timed_out:
+        return f"the linker was still running after {_LINK_SECONDS:g} s"
+    if result.signal is not None:
+        how = describe_signal(result.signal, out_of_memory=False, peak_rss_bytes=result.peak_rss_bytes)
+        return f"the linker {how}"
+    if result.status != 0:
+        return f"linking failed (exit status {result.status})"
+    return None if output.is_file() else "the linker ended with status 0 and did not write its output"
+
+
+def _message(stderr: bytes, names: Mapping[str, str]) -> str:
+    """What the tools said, with modules instead of our paths and without what drivers add to the linker's words."""
+    lines = stderr.decode(errors="replace").splitlines()
+    text = "\n".join(line for line in lines if line.strip() and not line.startswith(_DRIVER_NOISE))
+    for path in sorted(names, key=len, reverse=True):
+        if path in text:
+            text = text.replace(path, names[path])
+    return text[:_MAX_MESSAGE]
+
+
+def _remarks(item: Link, text: str, note: str | None) -> tuple[Diagnostic, ...]:
+    warning = [Diagnostic(Severity.WARNING, item.name, text)] if text else []
+    return (*warning, *([Diagnostic(Severity.NOTE, item.name, note)] if note is not None else []))
+
+
+def _failed(item: Link, message: str, started: float, peak_rss_bytes: int = 0) -> Failed:
+    diagnostics = (Diagnostic(Severity.ERROR, item.name, message),)
+    return Failed(item.name, Engine.TOOLCHAIN, trio.current_time() - started, peak_rss_bytes, diagnostics)

@@ -1,0 +1,98 @@
+"""Reproducers: a directory with a failed run's input, command, versions and standard error.
+
+`sh DIRECTORY/repro.sh` runs the command again from any working directory, and ends as it ended. A directory is
+complete or absent.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+__all__ = ["Reproducer", "write_reproducer"]
+
+_NAME_CHARACTERS = 80
+
+
+@frozen(kw_only=True)
+class Reproducer:
+    """What goes into the directory.
+
+    `argv` begins with an absolute path; all other paths in it, and the keys of `inputs`, are relative to the
+    directory. `hang` is a time limit in seconds, given when the run did not end by itself; `memory_limit` is in
+    bytes of address space.
+    """
+
+    module: str
+    message: str
+    argv: Sequence[str]
+    inputs: Mapping[str, Path | bytes]
+    stderr: bytes
+    versions: str
+    hang: float | None = None
+    memory_limit: int | None = None
+
+
+def write_reproducer(parent: Path, reproducer: Reproducer) -> Path:
+    """Write it below `parent`, under a name made of the module's and not taken yet. Raises `OSError`."""
+    parent.mkdir(parents=True, exist_ok=True)
+    growing = parent / f".ltod-{secrets.token_hex(8)}"
+    try:
+        growing.mkdir()
+        for name, content in reproducer.inputs.items():
+            path = growing / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                shutil.copyfile(content, path)
+        (growing / "stderr.txt").write_bytes(reproducer.stderr)
+        (growing / "versions.txt").write_text(reproducer.versions, errors="replace")
+        (growing / "repro.sh").write_text(_script(reproducer), errors="surrogateescape")
+        return _settle(growing, parent, reproducer.module)
+    except OSError:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise
+
+
+def _settle(growing: Path, parent: Path, module: str) -> Path:
+    stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", module).lstrip(".-")[:_NAME_CHARACTERS] or "module"
+    final, number = parent / stem, 1
+    while True:
+        try:
+            # rename() would replace an empty directory, which may be someone's.
+            if not final.exists() and not final.is_symlink():
+                return growing.rename(final)
+        except OSError:
+            # Someone took the name in this very moment, unless the trouble is another.
+            if not final.exists():
+                raise
+        number += 1
+        final = parent / f"{stem}-{number}"
+
+
+def _script(reproducer: Reproducer) -> str:
+    lines = [
+        "#!/bin/sh",
+        f"# {_one_line(reproducer.module)}: {_one_line(reproducer.message)}",
+        "# Runs here what ltod ran, and ends as it ended.",
+        'cd -- "$(dirname -- "$0")" || exit 2',
+        "ulimit -c 0",
+    ]
+    if reproducer.memory_limit is not None:
+        lines.append(f"ulimit -v {max(1, reproducer.memory_limit // 1024)} || exit 2")
+    command = ["env", "-i", *reproducer.argv]
+    if reproducer.hang is not None:
+        command = ["timeout", "-s", "KILL", f"{reproducer.hang:g}", *command]
+    lines.append(f"exec {shlex.join(command)} </dev/null")
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)[:500]
