@@ -87,7 +87,7 @@ class Build:
         self._real_dirs: dict[str, str] = {}
         self._sources: set[str] = set()
         self._outputs: set[str] = set()
-        self._results: dict[str, WorkResult] = {}
+        self._results: list[WorkResult] = []
         self._watchers: list[trio.MemorySendChannel[BuildEvent]] = []
         self._opened = math.nan
         self._skipped: tuple[str, ...] = ()
@@ -278,7 +278,7 @@ class Build:
 
     def _on_results(self, results: Sequence[WorkResult]) -> None:
         for result in results:
-            self._results[result.module] = result
+            self._results.append(result)
             self._failed |= isinstance(result, Failed)
             if isinstance(result, Finished):
                 self._history.record(self._history_key(result.module), result.seconds, result.peak_rss_bytes)
@@ -298,10 +298,11 @@ class Build:
     async def _link(self, link: LinkOptions) -> None:
         """The last stage: one item, on a token and within memory like any other."""
         # Symbols are resolved, and constructors run, in the order in which the caller submitted the modules.
+        finished = {result.module: result for result in self._results if isinstance(result, Finished)}
         objects = tuple(
             (name, artifact.path)
             for name in self._names
-            if isinstance(result := self._results.get(name), Finished)
+            if (result := finished.get(name)) is not None
             for artifact in result.artifacts
             if artifact.kind is EmitKind.OBJECT
         )
@@ -321,7 +322,7 @@ class Build:
             return self._result  # ended by somebody else while we waited
         if self._stage is not None:
             self._skipped += self._stage.skipped
-        results = tuple(self._results[name] for name in sorted(self._results))
+        results = tuple(sorted(self._results, key=lambda result: result.module))
         self._result = BuildResult(
             results,
             tuple(diagnostic for result in results for diagnostic in result.diagnostics),

@@ -1,0 +1,72 @@
+"""From the inputs on the command line to modules and to what the linker gets beside them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from attrs import frozen
+
+from workers.errors import RequestError
+from workers.llvm.inputs import NativeMember, read_inputs
+from workers.work import Diagnostic, Module, Severity
+
+__all__ = ["BuildInputs", "read_build_inputs"]
+
+
+@frozen
+class BuildInputs:
+    """Modules and linker inputs in the order of the command line; `broken` if some input is of no use."""
+
+    modules: Sequence[Module]
+    link_inputs: tuple[Path, ...]
+    diagnostics: Sequence[Diagnostic]
+    broken: bool
+
+
+def read_build_inputs(arguments: Sequence[str], stack: ExitStack, *, linking: bool) -> BuildInputs:
+    """Read the inputs; temporary files live as long as `stack`. Raises `RequestError` where there is nothing to do."""
+    found = read_inputs(arguments, _read_stdin)
+    diagnostics = [Diagnostic(Severity.ERROR, problem.module, problem.message) for problem in found.problems]
+    native = [path for path in found.link_inputs if isinstance(path, Path)]
+    members = Counter(member.archive for member in found.link_inputs if isinstance(member, NativeMember))
+    if not linking:
+        if native:
+            raise RequestError(f"{native[0]} has no bitcode in it, it can only be linked: add --link, or leave it out")
+        for archive, count in members.items():
+            message = f"{count} of its members have no bitcode and matter when linking only: they are left out"
+            diagnostics.append(Diagnostic(Severity.WARNING, str(archive), message))
+    if not found.modules and not found.problems:
+        raise RequestError("there is no module in the inputs: give bitcode, textual IR, or archives or objects of it")
+    paths: tuple[Path, ...] = ()
+    if linking and members:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ltod-native-")))
+        paths = tuple(
+            path if isinstance(path, Path) else _extract(path, directory / str(number))
+            for number, path in enumerate(found.link_inputs)
+        )
+    elif linking:
+        paths = tuple(native)
+    return BuildInputs(found.modules, paths, diagnostics, bool(found.problems))
+
+
+def _read_stdin() -> bytes:
+    with open(0, "rb", closefd=False) as stdin:  # a descriptor
+        return stdin.read()
+
+
+def _extract(member: NativeMember, directory: Path) -> Path:
+    """A member of an archive as a file of its own. Raises `RequestError` if that is not possible."""
+    path = directory / (os.path.basename(member.name) or "member.o")  # noqa: PTH119  # may be a path of any system
+    try:
+        directory.mkdir()
+        with member.archive.open("rb") as archive:
+            archive.seek(member.offset)
+            path.write_bytes(archive.read(member.size))
+    except OSError as error:
+        raise RequestError(f"{member.archive}({member.name}) cannot be taken out: {error.strerror}") from error
+    return path

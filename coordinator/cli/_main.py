@@ -1,0 +1,103 @@
+"""The entry point: one command of ltod, and its outcome as an exit code."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from coordinator.cli._build import build
+from coordinator.cli._doctor import doctor, print_version
+from coordinator.cli._exit import ExitCode, Interrupted
+from coordinator.cli._report import Outcome, json_text
+from coordinator.cli._signals import StopSignals
+from coordinator.cli._terminal import OutputError, open_missing_descriptors, put, say
+from workers.errors import RequestError
+from workers.work import Diagnostic, Severity
+
+__all__ = ["main"]
+
+_COMPLETE = "_LTOD_COMPLETE"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_version,
+    help="Show the versions of ltod and of its LLVMs, and exit.",
+)
+def ltod() -> None:
+    """Build LLVM modules into objects, libraries and programs."""
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print the script that lets SHELL complete ltod's options and their values.
+
+    To try it in bash: source <(ltod completion bash)
+    """
+    from click.shell_completion import get_completion_class  # only here
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise RequestError(f"this version of click cannot complete for {shell}")
+    put(kind(ltod, {}, "ltod", _COMPLETE).source())
+    return ExitCode.OK
+
+
+for command in (build, completion, doctor):
+    ltod.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run ltod with the arguments of this process, and exit."""
+    open_missing_descriptors()
+    try:
+        with StopSignals() as signals:
+            code = _run(sys.argv[1:], signals)
+    except Interrupted as interrupted:
+        code = interrupted.exit_code
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str], signals: StopSignals) -> int:
+    """One command; every way in which it can go wrong ends here."""
+    try:
+        code = ltod.main(list(arguments), prog_name="ltod", complete_var=_COMPLETE, standalone_mode=False, obj=signals)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        return ExitCode.USAGE
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "ltod"
+        return _give_up(ExitCode.USAGE, f"{error.format_message().rstrip('.')} (see '{command} --help')", arguments)
+    except RequestError as error:
+        return _give_up(ExitCode.USAGE, str(error), arguments)
+    except OutputError as error:
+        say(f"error: {error}")
+        return ExitCode.FAILED
+    except Interrupted as interrupted:
+        return _give_up(interrupted.exit_code, interrupted.message, arguments, cancelled=True)
+    except Exception as error:
+        say("this is a bug in ltod, please report it with all of the following:\n" + traceback.format_exc())
+        return _give_up(ExitCode.BUG, f"internal error: {type(error).__name__}: {error}", arguments)
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _give_up(code: int, message: str, arguments: Sequence[str], *, cancelled: bool = False) -> int:
+    """Say why there is no result. Who asked for an object gets one, even where the arguments made no sense."""
+    diagnostic = Diagnostic(Severity.ERROR, None, message)
+    say(str(diagnostic))
+    if "--json" in itertools.takewhile(lambda argument: argument != "--", arguments):
+        try:
+            put(json_text(Outcome(diagnostics=[diagnostic], cancelled=cancelled)))
+        except OutputError as error:
+            say(f"error: {error}")
+    return code
