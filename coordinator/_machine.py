@@ -62,7 +62,10 @@ __all__ = [
 BATCH_ITEMS = 32
 """Most items in one batch: bounds what is run again one by one when a batch is not clean."""
 BATCH_SECONDS = 0.25
-"""Most predicted work in one batch: some 30 process starts' worth, so the start is paid for many times over."""
+"""Most predicted work in one batch: some 20 process starts' worth, so the start is paid for many times over."""
+LEAST_BATCH_SECONDS = 0.04
+"""What a batch may have whatever its share: less would not pay for the start, and bounds how long others wait for
+the last batch."""
 LOOKAHEAD = 8
 """How many of a build's costliest items are tried when they do not fit the memory that is left."""
 OVERTAKE_LIMIT = 32
@@ -422,8 +425,7 @@ class Machine:
     def _take_batch(self, stage: _Stage, first: _Entry) -> list[_Entry]:
         """Take `first` out of its queue, and with it as many like it as make a good batch."""
         key = first.item.estimate.batch
-        share = min(BATCH_SECONDS, stage.queued_seconds / (2 * self.limit))
-        count = min(BATCH_ITEMS, max(1, len(stage.queue) // (2 * self.limit)))
+        share = min(BATCH_SECONDS, max(LEAST_BATCH_SECONDS, stage.queued_seconds / (2 * self.limit)))
         if stage.queue[0][2] is first:
             heapq.heappop(stage.queue)
         else:
@@ -431,7 +433,7 @@ class Machine:
             heapq.heapify(stage.queue)
         batch = [first]
         seconds = first.item.estimate.seconds
-        while key is not None and stage.queue and len(batch) < count:
+        while key is not None and stage.queue and len(batch) < BATCH_ITEMS:
             entry = stage.queue[0][2]
             estimate = entry.item.estimate
             if estimate.batch != key or seconds + estimate.seconds > share or entry is self._starving:
