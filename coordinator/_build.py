@@ -103,7 +103,7 @@ class Build:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if self._result is None:
             with trio.CancelScope(shield=True):

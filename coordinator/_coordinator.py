@@ -50,12 +50,15 @@ async def open_coordinator(
     memory_budget: int | None = None,
     toolchain: Path | None = None,
     backend: Backend | None = None,
+    short_lived: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Coordinator]:
     """Open a coordinator in the running trio program; leaving the context stops what still runs.
 
     `jobs` is the most work items at once (default: the jobserver in `MAKEFLAGS`, else the CPUs that this process
     may use). `memory_budget` is in bytes (default: most of the smaller of RAM and the control group's limit).
+    A `short_lived` coordinator, as for a single build, does not start llvmlite's children, for which it takes dozens
+    of the smallest modules to repay their start, unless a build asks for that engine.
     `toolchain` is a directory with clang and lld (default: `LTOD_TOOLCHAIN`, else the wheel's). `backend` replaces
     the LLVM backend. `environ` is read instead of the process environment.
 
@@ -72,10 +75,16 @@ async def open_coordinator(
     async with AsyncExitStack() as stack:
         tokens = stack.enter_context(token_source(jobs, environ))
         if backend is None:
+            from workers.llvm.choice import LLVMLITE_BYTES
             from workers.llvm.codegen import open_llvm_backend  # an embedder with a backend of its own needs no LLVM
 
             backend = await stack.enter_async_context(
-                open_llvm_backend(toolchain=toolchain, environ=environ, limit=tokens.limit)
+                open_llvm_backend(
+                    toolchain=toolchain,
+                    environ=environ,
+                    limit=tokens.limit,
+                    llvmlite_bytes=0 if short_lived else LLVMLITE_BYTES,
+                )
             )
         loop = MainLoop(backend, tokens, Machine(tokens.limit, memory_budget))
         async with trio.open_nursery() as nursery:

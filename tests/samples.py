@@ -49,11 +49,8 @@ def compile_c(sources: dict[str, str], directory: Path) -> list[Path]:
     def one(name: str) -> Path:
         source, output = directory / f"{name}.c", directory / f"{name}.bc"
         source.write_text(sources[name])
-        subprocess.run(
-            [zig(), "clang", "-cc1", "-triple", TRIPLE, "-O2", "-disable-llvm-passes", "-emit-llvm-bc", source]
-            + ["-o", output],
-            check=True,
-        )
+        flags = ["-triple", TRIPLE, "-O2", "-disable-llvm-passes", "-emit-llvm-bc", str(source), "-o", str(output)]
+        subprocess.run([zig(), "clang", "-cc1", *flags], check=True)
         source.unlink()
         return output
 

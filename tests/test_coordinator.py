@@ -252,17 +252,16 @@ async def test_submit_finish_and_cancel_may_cross(seed: int, autojump_clock: tri
 async def test_closing_the_coordinator_under_a_build_never_passes_for_success(
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        async with pure(jobs=1) as coordinator:
-            build = await coordinator.build(CONFIG).__aenter__()
-            await build.submit(module("a", seconds=100))
+    async with trio.open_nursery() as nursery, pure(jobs=1) as coordinator:
+        build = await coordinator.build(CONFIG).__aenter__()
+        await build.submit(module("a", seconds=100))
 
-            async def finish() -> None:
-                with pytest.raises(BuildFailed, match="cancelled"):
-                    await build.finish()
+        async def finish() -> None:
+            with pytest.raises(BuildFailed, match="cancelled"):
+                await build.finish()
 
-            nursery.start_soon(finish)
-            await trio.sleep(1)
+        nursery.start_soon(finish)
+        await trio.sleep(1)
 
 
 async def test_leaving_without_finish_cancels(autojump_clock: trio.abc.Clock) -> None:

@@ -26,7 +26,6 @@ __all__ = [
     "LinkOptions",
     "Linked",
     "Module",
-    "ModuleKind",
     "OptLevel",
     "Optimize",
     "RelocationModel",
@@ -42,14 +41,6 @@ __all__ = [
 def count(values: Sized) -> str:
     """How a big field shows in a `repr`: by its length."""
     return f"<{len(values)}>"
-
-
-class ModuleKind(enum.Enum):
-    """What a module is for; only `REGULAR` ones take part in LTO (rustc's `ModuleKind`)."""
-
-    REGULAR = "regular"
-    METADATA = "metadata"
-    ALLOCATOR = "allocator"
 
 
 class EmitKind(enum.Enum):
@@ -141,7 +132,6 @@ class Module:
 
     name: str
     content: Path | bytes = field(repr=lambda c: str(c) if isinstance(c, Path) else f"<{len(c)} bytes>")
-    kind: ModuleKind = ModuleKind.REGULAR
 
 
 @frozen(kw_only=True, cache_hash=True)
@@ -168,7 +158,7 @@ class CodegenOptions:
     target_cpu: str | None = None
     target_features: tuple[str, ...] = ()
     """`+name` or `-name` each."""
-    relocation_model: RelocationModel = RelocationModel.PIC
+    relocation_model: RelocationModel | None = None
     code_model: CodeModel | None = None
     profile_use: Path | None = None
     """An indexed profile (`llvm-profdata merge`): instrumented (IR or frontend) PGO."""

@@ -80,8 +80,7 @@ def _switches(*switches: tuple[str, str]) -> Callable[[_Command], _Command]:
 @click.option(
     "--relocation-model",
     type=EnumValue(RelocationModel, "relocation model"),
-    default="pic",
-    help="How code refers to addresses [default: pic]",
+    help="How code refers to addresses [default: as clang does]",
 )
 @click.option("--code-model", type=EnumValue(CodeModel, "code model"), help="How far apart code and data may lie")
 @_switches(
@@ -125,7 +124,7 @@ def build(
     target_triple: str | None,
     target_cpu: str | None,
     target_features: Sequence[str],
-    relocation_model: RelocationModel,
+    relocation_model: RelocationModel | None,
     code_model: CodeModel | None,
     vectorize_loops: bool | None,
     vectorize_slp: bool | None,

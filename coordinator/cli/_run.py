@@ -49,7 +49,10 @@ async def _run(
     with trio.CancelScope() as scope:
         signals.cancels(scope)
         async with open_coordinator(
-            jobs=request.jobs, memory_budget=request.memory_budget, toolchain=request.toolchain
+            jobs=request.jobs,
+            memory_budget=request.memory_budget,
+            toolchain=request.toolchain,
+            short_lived=True,
         ) as coordinator:
             if coordinator.warning is not None:
                 warnings.append(Diagnostic(Severity.WARNING, None, coordinator.warning))

@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.samples import TRIPLE, compile_c, small_c, zig
@@ -28,12 +29,8 @@ _JOBS = 2
 
 def _brotli(root: Path) -> list[Path]:
     """The raw bitcode of brotli's library and tool."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "brotli==1.2.*"]
-        + ["-d", root],
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(root)]
+    subprocess.run([*pip, "brotli==1.2.*"], check=True, stderr=subprocess.DEVNULL)
     (sdist,) = root.glob("*rotli*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(root, filter="data")
@@ -41,11 +38,9 @@ def _brotli(root: Path) -> list[Path]:
     (root / "bc").mkdir()
     for path in sorted((source / "c").rglob("*.c")):
         name = "_".join(path.relative_to(source / "c").with_suffix(".bc").parts)
-        subprocess.run(
-            [zig(), "cc", "-target", "x86_64-linux-gnu", "-c", "-emit-llvm", "-O2", "-Xclang", "-disable-llvm-passes"]
-            + ["-fno-sanitize=undefined", "-I", source / "c" / "include", path, "-o", root / "bc" / name],
-            check=True,
-        )
+        flags = ["-c", "-emit-llvm", "-O2", "-g0", "-Xclang", "-disable-llvm-passes", "-fno-sanitize=undefined"]
+        flags += ["-I", str(source / "c" / "include"), str(path), "-o", str(root / "bc" / name)]
+        subprocess.run([zig(), "cc", "-target", "x86_64-linux-gnu", *flags], check=True)
     return sorted((root / "bc").iterdir())
 
 
@@ -74,9 +69,9 @@ def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], None]]
 
     made: dict[str, Callable[[], None]] = {"ltod": ltod}
     for name, compiler in compilers.items():
-        made[f"xargs -P2 {name}"] = lambda compiler=compiler: xargs(compiler)
+        made[f"xargs -P2 {name}"] = partial(xargs, compiler)
         if shutil.which("make") is not None:
-            made[f"make -j2 {name}"] = lambda compiler=compiler: make(compiler)
+            made[f"make -j2 {name}"] = partial(make, compiler)
     return made
 
 

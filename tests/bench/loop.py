@@ -57,8 +57,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for size in SIZES:
             command = [sys.executable, "-m", "tests.bench.loop", "--one", str(size)]
-            seconds, base, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            measured[size].append((float(seconds), int(base), int(peak)))
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            measured[size].append((float(printed[0]), int(printed[1]), int(printed[2])))
     print(f"{'items':>7} {'items/s':>9} {'us/item':>8} {'min..max':>15} {'peak MiB':>9} {'KiB/item':>9}")
     cost = {}
     for size, rows in measured.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import os
 import random
@@ -130,23 +131,23 @@ class _Stress:
 
 def _children(of: int) -> list[int]:
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                stat = Path("/proc", entry, "stat").read_text()
+                stat = (entry / "stat").read_text()
             except OSError:
                 continue
             if int(stat.rpartition(")")[2].split()[1]) == of:
-                found.append(int(entry))
+                found.append(int(entry.name))
     return found
 
 
 def _descriptors() -> set[str]:
-    return {f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}" for fd in os.listdir("/proc/self/fd") if _is_open(fd)}
-
-
-def _is_open(fd: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{fd}")
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the directory
+            found.add(f"{fd.name} -> {fd.readlink()}")
+    return found
 
 
 def _plan(rng: random.Random, number: int, modules: list[Path]) -> _Plan:

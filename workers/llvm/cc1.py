@@ -161,9 +161,9 @@ def _switch(name: str, value: bool | None) -> list[str]:
             return [f"-fno-{name}"]
 
 
-def _relocation(model: RelocationModel) -> list[str]:
+def _relocation(model: RelocationModel | None) -> list[str]:
     match model:
-        case RelocationModel.PIC:
+        case None | RelocationModel.PIC:
             # Most targets have it by default, and some of them refuse the flag (Windows): see `make_plan`.
             return []
         case RelocationModel.ROPI_RWPI:

@@ -14,7 +14,8 @@ milliseconds per module; batches of 40 and 8 modules, and one process per module
     n = 8, vectorised loops       7248      42.4       29.1     29.2     42.3
 
 Starting a process costs 10 to 15 ms; llvmlite saves that too, but its assertions make LLVM itself 1.3 to 1.5 times
-as slow. So llvmlite is ahead of batches up to about 2800 bytes.
+as slow. So llvmlite is ahead of batches up to about 2800 bytes. Its child takes 0.1 s to start: a program that
+compiles a few modules and ends never earns that back, and should choose 0.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ destinations when all of them are there.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -32,9 +33,10 @@ from workers.llvm.llvmlite_pool import Compiled, Died, LlvmlitePool, Outcome, Re
 from workers.llvm.llvmlite_request import Job, reproduce_argv, unsupported
 from workers.llvm.oom import OomWatch
 from workers.llvm.planner import Planner
-from workers.llvm.reproducer import Reproducer
+from workers.llvm.profile import check_profile
+from workers.llvm.reproducer import Reproducer, reproduced
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, find_toolchain
-from workers.llvm.toolchain_engine import Report, Task, ToolchainEngine, reproduced
+from workers.llvm.toolchain_engine import Report, Task, ToolchainEngine
 from workers.work import (
     Artifact,
     CodegenOptions,
@@ -52,6 +54,8 @@ from workers.work import (
 )
 
 __all__ = ["LlvmBackend", "open_llvm_backend"]
+
+_STEM_BYTES = 64 * 1024
 
 
 @frozen
@@ -90,7 +94,7 @@ class LlvmBackend:
         if options.extra_passes and self.toolchain.lld is None:
             raise RequestError(f"extra passes need ld.lld, and there is none beside {self.toolchain.clang[0]}")
         if options.profile_use is not None:
-            _check_profile(options.profile_use)
+            check_profile(options.profile_use)
         if options.engine is Engine.LLVMLITE:
             reason = unsupported(options, options.target_triple or host_triple())
             if reason is not None:
@@ -155,7 +159,7 @@ class LlvmBackend:
                 continue
             outputs = {kind: staging / f"{index}{SUFFIX[kind]}" for kind in item.options.emit}
             expected = estimate(self._llvmlite_bytes, item.size, triple, item.options).seconds
-            yield _Work(index, Task(item, content, triple, outputs, expected), engine)
+            yield _Work(index, Task(item, content, _stem(content), triple, outputs, expected), engine)
 
     async def _compile_group(self, group: Sequence[_Work]) -> list[tuple[_Work, Report, Engine]]:
         """Compile works that have one engine, one triple and equal options."""
@@ -258,6 +262,19 @@ def _grouped(works: Iterable[_Work]) -> list[list[_Work]]:
     return list(groups.values())
 
 
+def _stem(content: Path | bytes) -> str:
+    """A file name for a module that follows from the beginning and the size of its content."""
+    if isinstance(content, bytes):
+        head, size = content[:_STEM_BYTES], len(content)
+    else:
+        try:
+            with content.open("rb") as file:
+                head, size = file.read(_STEM_BYTES), os.fstat(file.fileno()).st_size
+        except OSError:
+            return "module"  # whoever compiles it will say what is wrong
+    return hashlib.blake2b(head, digest_size=12, key=size.to_bytes(8, "little")).hexdigest()
+
+
 def _job(task: Task) -> Job:
     return Job(task.item.name, task.content, task.triple, task.item.options, task.outputs)
 
@@ -303,26 +320,6 @@ def _check_destination(item: Optimize, destination: Path) -> None:
         same = False
     if same:
         raise ModuleError(item.name, f"{destination} would overwrite its input; choose another output directory")
-
-
-_PROFILE_MAGIC = b"\xfflprofi\x81"
-_PROFILE_OF_IR = 1 << 56
-
-
-def _check_profile(path: Path) -> None:
-    """Refuse profiles that would be without effect on IR, or are none. Raises `RequestError`."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise RequestError(f"cannot read the profile {path}: {error.strerror}") from error
-    if len(head) < 16 or not head.startswith(_PROFILE_MAGIC):
-        raise RequestError(f"{path} is not an indexed profile: make one with llvm-profdata merge")
-    if not int.from_bytes(head[8:16], "little") & _PROFILE_OF_IR:
-        raise RequestError(
-            f"{path} was recorded by a front end's counters, which only the front end can use: "
-            "record with -fprofile-generate instead of -fprofile-instr-generate"
-        )
 
 
 def _versions(toolchain: Toolchain) -> str:

@@ -22,8 +22,8 @@ import trio
 from attrs import field, frozen
 
 from workers.action import Action, run
-from workers.target import TargetFlags, parse_triple, same_target
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain
+from workers.target import TargetFlags, parse_triple, same_target
 from workers.work import LinkKind, RelocationModel, Sanitizer
 
 __all__ = ["Archiver", "Driver", "DriverError", "choose_archiver", "choose_driver", "kind_flags"]
@@ -68,11 +68,11 @@ class Archiver:
     flattens: bool
 
 
-def kind_flags(kind: LinkKind, relocation_model: RelocationModel) -> tuple[str, ...]:
+def kind_flags(kind: LinkKind, relocation_model: RelocationModel | None) -> tuple[str, ...]:
     """What tells a driver to make a program or a shared library."""
     if kind is LinkKind.SHARED:
         return ("-shared",)
-    return ("-pie",) if relocation_model is RelocationModel.PIC else ("-no-pie",)
+    return ("-pie",) if relocation_model in (None, RelocationModel.PIC) else ("-no-pie",)
 
 
 async def choose_driver(

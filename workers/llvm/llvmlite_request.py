@@ -79,7 +79,7 @@ def unsupported(options: CodegenOptions, triple: str) -> str | None:
         return "llvmlite cannot use a profile"
     if options.sanitizers:
         return "llvmlite cannot run sanitizer passes"
-    if options.relocation_model not in _RELOCATION_MODELS:
+    if options.relocation_model is not None and options.relocation_model not in _RELOCATION_MODELS:
         return f"llvmlite does not have the relocation model '{options.relocation_model.value}'"
     if options.code_model is not None and options.code_model not in _CODE_MODELS:
         return f"llvmlite does not fully have the code model '{options.code_model.value}'"
@@ -117,7 +117,7 @@ def make_request(job: Job) -> dict[str, Any]:
         "vectorize_loops": from_o2_on(options.vectorize_loops),
         "vectorize_slp": from_o2_on(options.vectorize_slp),
         "unroll_loops": from_o2_on(options.unroll_loops),
-        "relocation": _RELOCATION_MODELS[options.relocation_model],
+        "relocation": _RELOCATION_MODELS[options.relocation_model or RelocationModel.PIC],
         "code_model": _CODE_MODELS[options.code_model],
         "memory_limit": options.memory_limit,
     }

@@ -28,16 +28,14 @@ from workers.llvm.failures import judge
 from workers.llvm.toolchain import Toolchain
 from workers.work import CodegenOptions, EmitKind, Severity
 
-__all__ = ["MODULE", "Planner", "tool_name"]
-
-MODULE = "0/module.ir"
-"""Where a run finds its module. The name is the same for every module, for it can get into outputs (`ModuleID`, and
-the source file's name where a module has none)."""
+__all__ = ["Planner", "tool_name"]
 
 _PLANS = 256
 """Plans that are remembered: a long-lived service meets many triples and options."""
 
 _QUESTION_SECONDS = 60.0
+
+_TRIAL = "trial.ir"
 
 _NEXT_TO_NOTHING = b"define void @f() {\n  ret void\n}\n"
 """lld runs no passes where there is no symbol."""
@@ -80,7 +78,7 @@ class Planner:
             result = await self._question((*self._toolchain.clang, *driver_arguments(triple, options)), {})
             plan = make_plan(triple, options, parse_driver(result.stderr.decode(errors="replace")))
             if options.target_cpu is not None or options.target_features or options.extra_passes:
-                await self._try_out(plan, options)
+                await self._try_out(plan, triple, options)
         except _NotNowError:
             raise
         except RequestError as error:
@@ -89,16 +87,23 @@ class Planner:
             return error
         return plan
 
-    async def _try_out(self, plan: Plan, options: CodegenOptions) -> None:
+    async def _try_out(self, plan: Plan, triple: str, options: CodegenOptions) -> None:
         """Compile a module with next to nothing in it: names of CPUs, features and passes are known to LLVM alone."""
         plan = evolve(plan, arguments=tuple(word for word in plan.arguments if PROFILE not in word))
-        argv = (*self._toolchain.clang, *cc1_arguments(plan, EmitKind.BITCODE, [MODULE], output="out.bc"))
-        base = await self._question(argv, {MODULE: _NEXT_TO_NOTHING}, output="out.bc")
+        argv = (*self._toolchain.clang, *cc1_arguments(plan, EmitKind.BITCODE, [_TRIAL], output="out.bc"))
+        base = await self._question(argv, {_TRIAL: _NEXT_TO_NOTHING}, output="out.bc")
         if options.extra_passes:
             if self._toolchain.lld is None:
                 raise RequestError(f"extra passes need ld.lld, and {self._toolchain.origin} has none")
             argv = (*self._toolchain.lld, *lld_arguments(plan, options, "in.bc", "out.bc"))
-            await self._question(argv, {"in.bc": base.stdout})
+            try:
+                await self._question(argv, {"in.bc": base.stdout})
+            except RequestError as error:
+                if "could not infer e_machine" not in str(error):
+                    raise
+                raise RequestError(
+                    f"extra passes run in ld.lld, which does not know the architecture of {triple}"
+                ) from error
 
     async def _question(
         self, argv: tuple[str, ...], inputs: Mapping[str, Path | bytes], *, output: str | None = None
@@ -113,7 +118,7 @@ class Planner:
             verdict = judge(
                 result,
                 tool=tool_name(argv),
-                names={MODULE: "a trial module"},
+                names={_TRIAL: "a trial module"},
                 time_limit=_QUESTION_SECONDS,
                 memory_limit=None,
                 out_of_memory=False,

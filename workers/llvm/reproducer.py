@@ -13,9 +13,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import trio
 from attrs import frozen
 
-__all__ = ["Reproducer", "write_reproducer"]
+from workers.work import Diagnostic, Optimize, Severity
+
+__all__ = ["Reproducer", "reproduced", "write_reproducer"]
 
 _NAME_CHARACTERS = 80
 
@@ -59,6 +62,16 @@ def write_reproducer(parent: Path, reproducer: Reproducer) -> Path:
     except OSError:
         shutil.rmtree(growing, ignore_errors=True)
         raise
+
+
+async def reproduced(item: Optimize, message: str, reproducer: Reproducer) -> Diagnostic:
+    """The diagnostic of a fault, with its reproducer, or with the reason why there is none."""
+    try:
+        where = await trio.to_thread.run_sync(write_reproducer, item.reproducer_dir, reproducer)
+    except OSError as error:
+        reason = f"{message}\n(no reproducer: {error.strerror or error}, {item.reproducer_dir})"
+        return Diagnostic(Severity.ERROR, item.name, reason)
+    return Diagnostic(Severity.ERROR, item.name, message, where)
 
 
 def _settle(growing: Path, parent: Path, module: str) -> Path:

@@ -3,11 +3,11 @@
 Several modules with equal options go through one process, which saves the start of a process per module. A batch
 that is not perfectly clean (status, silence, every output there) is thrown away and its modules are compiled one by
 one, so that every message has its module and one bad module harms no other. Whatever the batch, a module's bytes are
-the same: each lies in a directory of its own under the same name, and only kinds that do not see their neighbours
-are batched.
+the same: each lies under a name that follows from its content, for that name can get into outputs (`ModuleID`, and
+the source file's name where a module has none), and only kinds that do not see their neighbours are batched.
 
 With extra passes there are three runs: cc1 to bitcode (with the ordinary passes or without), `ld.lld -r` for the
-named pipeline, cc1 without passes for each kind asked for. lld takes ELF targets only.
+named pipeline, cc1 without passes for each kind asked for. lld must know the architecture (not WebAssembly, BPF).
 
 Passes are reported of one run per step: those of the optimiser (`Running pass: SROAPass on f`) in the pass
 manager's own words, and those of code generation (`Running codegen pass: Greedy Register Allocator on f`), which are
@@ -24,19 +24,12 @@ from attrs import define, evolve, field, frozen
 
 from workers.action import Action, ActionResult, run
 from workers.errors import InternalError, RequestError
-from workers.llvm.cc1 import (
-    BATCHABLE,
-    PROFILE,
-    SUFFIX,
-    Plan,
-    cc1_arguments,
-    lld_arguments,
-)
+from workers.llvm.cc1 import BATCHABLE, PROFILE, SUFFIX, Plan, cc1_arguments, lld_arguments
 from workers.llvm.failures import Message, foreign_output, judge
 from workers.llvm.oom import OomWatch
 from workers.llvm.passes import PassReader
-from workers.llvm.planner import MODULE, Planner, tool_name
-from workers.llvm.reproducer import Reproducer, write_reproducer
+from workers.llvm.planner import Planner, tool_name
+from workers.llvm.reproducer import Reproducer, reproduced
 from workers.llvm.toolchain import Toolchain
 from workers.work import CodegenOptions, Diagnostic, EmitKind, Optimize, Severity
 
@@ -53,11 +46,12 @@ _BATCH_SLACK = 20.0
 class Task:
     """One module to compile: `item` says how, `content` is what LLVM's tools read, `outputs` is where to.
 
-    `seconds` is what it is expected to take.
+    `stem` is the module's file name for tools, without its suffix. `seconds` is what it is expected to take.
     """
 
     item: Optimize
     content: Path | bytes = field(repr=False)
+    stem: str
     triple: str
     outputs: Mapping[EmitKind, Path]
     seconds: float
@@ -93,31 +87,33 @@ class ToolchainEngine:
         except RequestError as error:
             seconds = (trio.current_time() - started) / len(tasks)
             return [Report(True, seconds, 0, (_error(task.item, str(error)),)) for task in tasks]
+        # Of modules with equal content one is in the batch: they would have one name.
+        batch = {task.stem: number for number, task in enumerate(tasks)}
+        together = [tasks[number] for number in batch.values()]
         done: frozenset[EmitKind] = frozenset()
         seconds, peak = 0.0, 0
-        if len(tasks) > 1 and not options.extra_passes and not options.print_passes:
+        if len(together) > 1 and not options.extra_passes and not options.print_passes:
             for kind in sorted(options.emit & BATCHABLE, key=list(EmitKind).index):
-                result = await self._together(tasks, plan, kind)
+                result = await self._together(together, plan, kind)
                 seconds += result.seconds
                 peak = max(peak, result.peak_rss_bytes)
                 if not result.succeeded:
                     break
                 done |= {kind}
-        weight = sum(task.seconds for task in tasks) or 1.0
+        weight = sum(task.seconds for task in together) or 1.0
         reports = []
-        for task in tasks:
-            share = seconds * task.seconds / weight
-            single = _Single(self, task, plan, done)
+        for number, task in enumerate(tasks):
+            batched = batch[task.stem] == number
+            single = _Single(self, task, plan, done if batched else frozenset())
             await single.compile()
-            reports.append(single.report(share, peak))
+            reports.append(single.report(seconds * task.seconds / weight, peak) if batched else single.report(0.0, 0))
         return reports
 
     async def _together(self, tasks: Sequence[Task], plan: Plan, kind: EmitKind) -> ActionResult:
         """Make one kind of output of all tasks in one process. Unless it succeeded, nothing of it is used."""
         options = tasks[0].item.options
-        names = [f"{index}/module" for index in range(len(tasks))]
-        inputs = [f"{name}.ir" for name in names]
-        outputs = [name + SUFFIX[kind] for name in names]
+        inputs = [f"{task.stem}.ir" for task in tasks]
+        outputs = [task.stem + SUFFIX[kind] for task in tasks]
         expected = _BATCH_SECONDS + _BATCH_SLACK * sum(task.seconds for task in tasks)
         action = Action(
             argv=(*self._toolchain.clang, *cc1_arguments(plan, kind, inputs)),
@@ -162,6 +158,10 @@ class _Single:
             tuple(self._passes),
         )
 
+    @property
+    def _input(self) -> str:
+        return f"{self._task.stem}.ir"
+
     async def compile(self) -> None:
         """Make every kind of output that is asked for and not done."""
         options = self._task.item.options
@@ -183,16 +183,16 @@ class _Single:
     async def _cc1(
         self, kind: EmitKind, content: Path | bytes, destination: Path, run_passes: bool, print_passes: bool
     ) -> None:
-        output = f"0/module{SUFFIX[kind]}"
+        output = self._task.stem + SUFFIX[kind]
         arguments = cc1_arguments(
             self._plan,
             kind,
-            [MODULE],
+            [self._input],
             output=output,
             run_passes=run_passes,
             print_passes=print_passes,
         )
-        inputs = {MODULE: content, **(_profile(self._task.item.options) if run_passes else {})}
+        inputs = {self._input: content, **(_profile(self._task.item.options) if run_passes else {})}
         await self._run((*self._engine._toolchain.clang, *arguments), inputs, kind, output, destination, print_passes)
 
     async def _lld(self, content: Path, destination: Path) -> None:
@@ -200,9 +200,9 @@ class _Single:
         lld = self._engine._toolchain.lld
         if lld is None:
             raise InternalError("extra passes without ld.lld: the plan was tried out with it")
-        output = "0/extended.bc"
-        argv = (*lld, *lld_arguments(self._plan, options, MODULE, output))
-        await self._run(argv, {MODULE: content}, EmitKind.BITCODE, output, destination, options.print_passes)
+        output = "extended.bc"
+        argv = (*lld, *lld_arguments(self._plan, options, self._input, output))
+        await self._run(argv, {self._input: content}, EmitKind.BITCODE, output, destination, options.print_passes)
 
     async def _run(
         self,
@@ -242,7 +242,7 @@ class _Single:
         verdict = judge(
             result,
             tool=tool_name(action.argv),
-            names={MODULE: item.name},
+            names={self._input: item.name},
             time_limit=item.options.time_limit,
             memory_limit=action.memory_limit,
             out_of_memory=result.signal is not None and self._engine._oom.killed_again(),
@@ -266,15 +266,6 @@ class _Single:
             memory_limit=action.memory_limit,
         )
         return await reproduced(item, message.text, reproducer)
-
-
-async def reproduced(item: Optimize, message: str, reproducer: Reproducer) -> Diagnostic:
-    """The diagnostic of a fault, with its reproducer, or with the reason why there is none."""
-    try:
-        where = await trio.to_thread.run_sync(write_reproducer, item.reproducer_dir, reproducer)
-    except OSError as error:
-        return _error(item, f"{message}\n(no reproducer: {error.strerror or error}, {item.reproducer_dir})")
-    return Diagnostic(Severity.ERROR, item.name, message, where)
 
 
 def _profile(options: CodegenOptions) -> dict[str, Path | bytes]:
