@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 from coordinator._events import (
     BuildEvent,
@@ -48,6 +48,9 @@ from workers.work import (
 __all__ = ["Build", "BuildConfig"]
 
 
+_DEFAULTS = CodegenOptions()
+
+
 @frozen(kw_only=True)
 class BuildConfig:
     """What to build.
@@ -58,7 +61,7 @@ class BuildConfig:
     """
 
     out_dir: Path
-    codegen: CodegenOptions = CodegenOptions()
+    codegen: CodegenOptions = _DEFAULTS
     link: LinkOptions | None = None
     keep_going: bool = False
     reproducer_dir: Path | None = None

@@ -256,7 +256,7 @@ def test_the_drivers_answer_is_cut_to_what_matters() -> None:
     assert plan.cpu == 'x "y'
     arguments = cc1_arguments(plan, EmitKind.OBJECT, ["in"], output="out")
     assert arguments[:4] == ("-cc1", "-triple", "mine", "-O2")
-    assert arguments[-7:] == ("-Wno-override-module", "-emit-obj", "-o", "out", "-x", "ir", "in")
+    assert arguments[-8:] == ("-Wno-override-module", "-emit-obj", "-disable-free", "-o", "out", "-x", "ir", "in")
     position = arguments.index("-mrelocation-model")
     assert arguments[position + 1] == "static"
     asked = make_plan("mine", evolve(OPTIONS, relocation_model=RelocationModel.PIC), kept).arguments

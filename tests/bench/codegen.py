@@ -65,7 +65,9 @@ def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], None]]
 
     def ltod() -> None:
         command = [sys.executable, "-m", "coordinator", "build", "-q", "-O2", f"-j{_JOBS}", "--out-dir", str(out)]
-        subprocess.run([*command, *map(str, inputs)], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+        environ = os.environ | {"PYTHONPATH": str(Path.cwd())}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed ltod has its bytecode
+        subprocess.run([*command, *map(str, inputs)], check=True, env=environ)
 
     made: dict[str, Callable[[], None]] = {"ltod": ltod}
     for name, compiler in compilers.items():

@@ -31,8 +31,8 @@ __all__ = ["LLVMLITE_BYTES", "choose", "estimate", "host_triple"]
 LLVMLITE_BYTES = 2800
 """AUTO gives modules up to this size to llvmlite."""
 
-_BATCH_BYTES = 16 * 1024
-"""Modules above this size are not batched: at 80 ms of work the start of a process is lost in it, while a large
+_BATCH_BYTES = 64 * 1024
+"""Modules above this size are not batched: at 0.3 s of work the start of a process is lost in it, while a large
 module in a batch keeps a CPU busy when the others have run out of work."""
 
 # Bitcode without a function in it has about 2.3 kB. On brotli, -O2 takes 2 to 20 microseconds per byte above that.

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
@@ -51,6 +50,7 @@ from workers.work import (
     Optimize,
     Severity,
     Target,
+    artifact_path,
 )
 
 __all__ = ["LlvmBackend", "open_llvm_backend"]
@@ -84,7 +84,7 @@ class LlvmBackend:
         self._scratch = scratch
         self._environ = environ
         self._oom = OomWatch()
-        self._versions = _versions(toolchain)
+        self._versions = partial(_versions, toolchain)
         self._planner = Planner(toolchain, scratch)
         self._tools = ToolchainEngine(toolchain, self._planner, scratch, self._versions, self._oom)
 
@@ -217,7 +217,7 @@ class LlvmBackend:
             argv=argv,
             inputs={"module.ir": task.content},
             stderr=died.stderr.encode(errors="replace"),
-            versions=self._versions,
+            versions=self._versions(),
             hang=item.options.time_limit if died.timed_out else None,
         )
         return await reproduced(item, message, reproducer)
@@ -305,7 +305,7 @@ def _finish(task: Task, report: Report, engine: Engine) -> Finished | Failed:
 
 
 def _destination(item: Optimize, kind: EmitKind) -> Path:
-    return item.out_dir / (item.name + SUFFIX[kind])
+    return artifact_path(item.out_dir, item.name, kind)
 
 
 def _check_destination(item: Optimize, destination: Path) -> None:
@@ -323,6 +323,10 @@ def _check_destination(item: Optimize, destination: Path) -> None:
 
 
 def _versions(toolchain: Toolchain) -> str:
+    """For reproducers; what it takes to find out is imported only when one is written."""
+    import platform
+    from importlib import metadata
+
     lines = [toolchain.describe()]
     for name in ("ltod", "llvmlite", "ziglang"):
         try:

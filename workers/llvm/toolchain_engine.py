@@ -16,7 +16,7 @@ about as many. Analyses are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -71,7 +71,9 @@ class Report:
 class ToolchainEngine:
     """Runs the toolchain's programs in directories below `scratch`. Any number of tasks may use it at once."""
 
-    def __init__(self, toolchain: Toolchain, planner: Planner, scratch: Path, versions: str, oom: OomWatch) -> None:
+    def __init__(
+        self, toolchain: Toolchain, planner: Planner, scratch: Path, versions: Callable[[], str], oom: OomWatch
+    ) -> None:
         self._toolchain = toolchain
         self._scratch = scratch
         self._versions = versions
@@ -261,7 +263,7 @@ class _Single:
             argv=action.argv,
             inputs={name: result.directory / name for name in action.inputs},
             stderr=result.stderr,
-            versions=self._engine._versions,
+            versions=self._engine._versions(),
             hang=action.time_limit if result.timed_out else None,
             memory_limit=action.memory_limit,
         )
