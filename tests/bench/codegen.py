@@ -107,13 +107,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--modules", type=int, default=400)
+    parser.add_argument("--only", choices=["small", "real"], help="measure one set")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ltod-bench-") as directory:
         root = Path(directory)
-        sources = {f"m{n:03}": small_c(n, arguments.modules) for n in range(arguments.modules)}
-        _measure("small modules", compile_c(sources, root / "small"), arguments.rounds, root)
-        (root / "real").mkdir()
-        _measure("brotli", _brotli(root / "real"), arguments.rounds, root)
+        if arguments.only != "real":
+            sources = {f"m{n:03}": small_c(n, arguments.modules) for n in range(arguments.modules)}
+            _measure("small modules", compile_c(sources, root / "small"), arguments.rounds, root)
+        if arguments.only != "small":
+            (root / "real").mkdir()
+            _measure("brotli", _brotli(root / "real"), arguments.rounds, root)
 
 
 if __name__ == "__main__":
