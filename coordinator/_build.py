@@ -25,7 +25,7 @@ from coordinator._events import (
 from coordinator._history import History
 from coordinator._log import log_build
 from coordinator._loop import MainLoop, Stage
-from coordinator._machine import QueuedItem
+from coordinator._messages import QueuedItem
 from workers.errors import ModuleError, RequestError
 from workers.target import same_target
 from workers.work import (

@@ -15,14 +15,14 @@ from typing import assert_never
 import trio
 from attrs import define, field, frozen
 
-from coordinator._machine import (
+from coordinator._machine import Machine
+from coordinator._messages import (
     BatchEnded,
     CancelBatch,
     Command,
     EndStage,
     Event,
     ItemQueued,
-    Machine,
     PauseProducer,
     QueuedItem,
     ReleaseToken,

@@ -28,36 +28,34 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Any, assert_never
+from typing import assert_never
 
 from attrs import define, field, frozen
 
+from coordinator._messages import (
+    BatchEnded,
+    CancelBatch,
+    Command,
+    EndStage,
+    Event,
+    ItemQueued,
+    PauseProducer,
+    QueuedItem,
+    ReleaseToken,
+    RequestToken,
+    ResumeProducer,
+    StageCancelled,
+    StageClosed,
+    StageFailed,
+    StageOpened,
+    StartBatch,
+    TokenGranted,
+    WithdrawRequest,
+)
 from coordinator._tokens import IMPLICIT, Token
 from workers.errors import InternalError
-from workers.work import Estimate
 
-__all__ = [
-    "BatchEnded",
-    "CancelBatch",
-    "Command",
-    "EndStage",
-    "Event",
-    "ItemQueued",
-    "Machine",
-    "PauseProducer",
-    "QueuedItem",
-    "ReleaseToken",
-    "RequestToken",
-    "ResumeProducer",
-    "StageCancelled",
-    "StageClosed",
-    "StageFailed",
-    "StageOpened",
-    "StartBatch",
-    "TokenGranted",
-    "WithdrawRequest",
-    "queue_full_enough",
-]
+__all__ = ["Machine", "queue_full_enough"]
 
 BATCH_ITEMS = 32
 """Most items in one batch: bounds what is run again one by one when a batch is not clean."""
@@ -70,141 +68,6 @@ LOOKAHEAD = 8
 """How many of a build's costliest items are tried when they do not fit the memory that is left."""
 OVERTAKE_LIMIT = 32
 """How often an item may be overtaken for want of memory before everything else waits for it."""
-
-
-@frozen
-class QueuedItem:
-    """One item as the machine sees it; `work` is opaque here.
-
-    `held_bytes` is the memory that the item holds while it waits.
-    """
-
-    name: str
-    work: Any
-    estimate: Estimate
-    held_bytes: int = 0
-
-
-# Events: what has happened. A stage is one queue of items of one build.
-
-
-@frozen
-class StageOpened:
-    """A build begins to submit items."""
-
-    stage: int
-    keep_going: bool = False
-
-
-@frozen
-class ItemQueued:
-    """The build's producer submitted an item."""
-
-    stage: int
-    item: QueuedItem
-
-
-@frozen
-class StageFailed:
-    """Something failed outside the queue: a module that could not even be inspected."""
-
-    stage: int
-
-
-@frozen
-class StageClosed:
-    """The producer has no more items."""
-
-    stage: int
-
-
-@frozen
-class StageCancelled:
-    """The build is not wanted any more: stop what runs."""
-
-    stage: int
-
-
-@frozen
-class TokenGranted:
-    """Answer to `RequestToken`; may cross with `WithdrawRequest`."""
-
-    token: Token
-
-
-@frozen
-class BatchEnded:
-    """A batch has left its worker, whatever became of it; `failures` counts its failed items."""
-
-    batch: int
-    failures: int = 0
-
-
-Event = StageOpened | ItemQueued | StageFailed | StageClosed | StageCancelled | TokenGranted | BatchEnded
-
-
-# Commands: what the shell must do.
-
-
-@frozen
-class StartBatch:
-    """Run `items` in one worker on `token`; answer with `BatchEnded`."""
-
-    batch: int
-    stage: int
-    items: tuple[QueuedItem, ...]
-    token: Token
-
-
-@frozen
-class CancelBatch:
-    """Stop a running batch; its `BatchEnded` still comes."""
-
-    batch: int
-
-
-@frozen
-class RequestToken:
-    """Wait for one explicit token; answer with `TokenGranted`."""
-
-
-@frozen
-class WithdrawRequest:
-    """The token asked for is not needed any more."""
-
-
-@frozen
-class ReleaseToken:
-    """Give an explicit token back."""
-
-    token: Token
-
-
-@frozen
-class PauseProducer:
-    """The stage's queue is full enough: let its producer wait."""
-
-    stage: int
-
-
-@frozen
-class ResumeProducer:
-    """The stage's producer may go on."""
-
-    stage: int
-
-
-@frozen
-class EndStage:
-    """The stage is done: nothing queued, nothing running, and no more to come. `skipped` never started."""
-
-    stage: int
-    skipped: tuple[str, ...]
-
-
-Command = (
-    StartBatch | CancelBatch | RequestToken | WithdrawRequest | ReleaseToken | PauseProducer | ResumeProducer | EndStage
-)
 
 
 def queue_full_enough(items: int, held_bytes: int, limit: int) -> bool:

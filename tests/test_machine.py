@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coordinator._machine import (
-    OVERTAKE_LIMIT,
+from coordinator._machine import OVERTAKE_LIMIT, Machine, queue_full_enough
+from coordinator._messages import (
     BatchEnded,
     CancelBatch,
     Command,
     EndStage,
     ItemQueued,
-    Machine,
     PauseProducer,
     QueuedItem,
     ReleaseToken,
@@ -27,7 +26,6 @@ from coordinator._machine import (
     StartBatch,
     TokenGranted,
     WithdrawRequest,
-    queue_full_enough,
 )
 from coordinator._tokens import IMPLICIT, Token
 from workers.errors import InternalError
