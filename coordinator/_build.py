@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from coordinator._events import (
     BuildEvent,
@@ -43,6 +42,7 @@ from workers.work import (
     Target,
     WorkResult,
     artifact_path,
+    typed,
 )
 
 __all__ = ["Build", "BuildConfig"]
@@ -60,11 +60,11 @@ class BuildConfig:
     `out_dir`.
     """
 
-    out_dir: Path
-    codegen: CodegenOptions = _DEFAULTS
-    link: LinkOptions | None = None
+    out_dir: Path = field(validator=typed(Path))
+    codegen: CodegenOptions = field(default=_DEFAULTS, validator=typed(CodegenOptions))
+    link: LinkOptions | None = field(default=None, validator=typed(LinkOptions, None))
     keep_going: bool = False
-    reproducer_dir: Path | None = None
+    reproducer_dir: Path | None = field(default=None, validator=typed(Path, None))
     name: str = "build"
 
 
@@ -86,10 +86,10 @@ class Build:
         self._stage: Stage | None = None
         self._names: dict[str, None] = {}  # in the order of submission
         self._first: tuple[str, Target] | None = None
-        self._real_out_dir = Path(os.path.realpath(self._out_dir))
-        self._real_dirs: dict[str, str] = {}
         self._sources: set[str] = set()
         self._outputs: set[str] = set()
+        if config.link is not None:
+            self._check_overwrite(config.link.inputs, [config.link.output])
         self._results: list[WorkResult] = []
         self._watchers: list[trio.MemorySendChannel[BuildEvent]] = []
         self._opened = math.nan
@@ -101,6 +101,8 @@ class Build:
         self._result: BuildResult | None = None
 
     async def __aenter__(self) -> Self:
+        if self._stage is not None:
+            raise RequestError("the build has been entered before: make another one")
         self._opened = trio.current_time()
         self._stage = await self._open_stage()
         return self
@@ -135,8 +137,8 @@ class Build:
         that its target does not have.
         """
         stage = self._entered()
-        if self._closed:
-            raise RequestError(f"module {module.name!r} comes too late: the build has been finished or cancelled")
+        if self._closed and not self._cancelled:
+            raise RequestError(f"module {module.name!r} comes too late: the build has been finished")
         self._take_name(module)
         if self._aborted:
             self._skipped += (module.name,)
@@ -179,7 +181,7 @@ class Build:
 
     def _take_name(self, module: Module) -> None:
         name = module.name
-        if not name or "\0" in name or posixpath.isabs(name) or ".." in name.split("/") or "" in name.split("/"):
+        if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise RequestError(f"module name {name!r} cannot name a file below the output directory: choose another")
         if name in self._names:
             raise RequestError(f"duplicate module name {name!r}: each module of a build needs a name of its own")
@@ -194,33 +196,33 @@ class Build:
     def _check_target(self, module: Module, target: Target) -> None:
         """All modules of a build become one program, so they must be for one target."""
         first, expected = self._first or (module.name, target)
-        for what, ours, theirs, same in (
-            ("target triple", target.triple, expected.triple, same_target(target.triple, expected.triple)),
-            ("data layout", target.data_layout, expected.data_layout, target.data_layout == expected.data_layout),
-        ):
-            if not same:
-                raise ModuleError(
-                    module.name,
-                    f"its {what} is {ours!r}, but that of {first} is {theirs!r}: "
-                    "build them separately, or compile them for one target",
-                )
-
-    def _check_overwrite(self, module: Module) -> None:
-        """An artifact must not replace a file that some module of the build is read from."""
-        outputs = {str(artifact_path(self._real_out_dir, module.name, kind)) for kind in self._config.codegen.emit}
-        self._outputs |= outputs
-        clash = outputs & self._sources
-        if isinstance(module.content, Path):
-            directory, name = os.path.split(module.content)
-            if directory not in self._real_dirs:
-                self._real_dirs[directory] = os.path.realpath(directory)
-            source = posixpath.join(self._real_dirs[directory], name)
-            self._sources.add(source)
-            clash |= {source} & self._outputs
-        for path in clash:
+        if not same_target(target.triple, expected.triple):
             raise ModuleError(
-                module.name, f"the build would overwrite its input {path}: choose another output directory"
+                module.name,
+                f"its target triple is {target.triple!r}, but that of {first} is {expected.triple!r} (a module that "
+                "names none is for this machine): build them separately, or say for which target to compile",
             )
+        if expected.data_layout in ("", target.data_layout):
+            self._first = (first if expected.data_layout else module.name, target)
+        elif target.data_layout:  # a module that names none takes its target's, as in LLVM
+            raise ModuleError(
+                module.name,
+                f"its data layout is {target.data_layout!r}, but that of {first} is {expected.data_layout!r}: "
+                "build them separately, or compile them for one target",
+            )
+
+    def _check_overwrite(self, sources: Iterable[Path], outputs: Iterable[Path]) -> None:
+        """What the build writes must not replace what it reads, nor anything else that it writes."""
+        for source in map(os.path.realpath, sources):
+            if source in self._outputs:
+                raise RequestError(f"the build would overwrite its input {source}: write somewhere else")
+            self._sources.add(source)
+        for output in map(os.path.realpath, outputs):
+            if output in self._sources:
+                raise RequestError(f"the build would overwrite its input {output}: write somewhere else")
+            if output in self._outputs:
+                raise RequestError(f"the build would write {output} twice: choose other names")
+            self._outputs.add(output)
 
     def _estimate(self, module: Module, estimate: Estimate) -> Estimate:
         measured = self._history.estimate(self._history_key(module.name))
@@ -256,7 +258,10 @@ class Build:
             inspection = self._loop.backend.inspect(module, codegen)
             await self._prepare(module, inspection.target)
             self._check_target(module, inspection.target)
-            self._check_overwrite(module)
+            self._check_overwrite(
+                [module.content] if isinstance(module.content, Path) else [],
+                [artifact_path(self._out_dir, module.name, kind) for kind in codegen.emit],
+            )
         except ModuleError as error:
             diagnostic = Diagnostic(Severity.ERROR, module.name, error.message)
             self._on_results([Failed(module.name, codegen.engine, 0.0, 0, (diagnostic,))])

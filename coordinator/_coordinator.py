@@ -65,6 +65,13 @@ async def open_coordinator(
     Exceptions of the body pass through as they are, never in a group. Raises `RequestError` for a setting that is
     wrong, such as a toolchain that is not there.
     """
+    for name, value, kind in (
+        ("jobs", jobs, int),
+        ("memory_budget", memory_budget, int),
+        ("toolchain", toolchain, Path),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise RequestError(f"{name} is {value!r}: give {kind.__name__} or None")
     if environ is None:
         environ = os.environ
     if memory_budget is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import trio
 
@@ -14,6 +14,8 @@ from coordinator._coordinator import Coordinator, open_coordinator
 from coordinator._events import BuildResult
 from workers.errors import RequestError
 from workers.work import Module
+
+_T = TypeVar("_T")
 
 __all__ = ["ThreadBuild", "ThreadCoordinator", "open_coordinator_in_thread"]
 
@@ -27,15 +29,15 @@ class ThreadBuild:
 
     def submit(self, module: Module) -> bool:
         """As `Build.submit`."""
-        return trio.from_thread.run(self._build.submit, module, trio_token=self._token)
+        return _run(self._token, self._build.submit, module)
 
     def finish(self) -> BuildResult:
         """As `Build.finish`."""
-        return trio.from_thread.run(self._build.finish, trio_token=self._token)
+        return _run(self._token, self._build.finish)
 
     def cancel(self) -> None:
         """As `Build.cancel`; may be called while another thread waits in `submit` or `finish`."""
-        trio.from_thread.run(self._build.cancel, trio_token=self._token)
+        _run(self._token, self._build.cancel)
 
 
 class ThreadCoordinator:
@@ -49,11 +51,20 @@ class ThreadCoordinator:
     def build(self, config: BuildConfig) -> Iterator[ThreadBuild]:
         """As `Coordinator.build`: leaving the context without `finish` cancels the build."""
         build = self._coordinator.build(config)
-        trio.from_thread.run(build.__aenter__, trio_token=self._token)
+        _run(self._token, build.__aenter__)
         try:
             yield ThreadBuild(build, self._token)
         finally:
-            trio.from_thread.run(build.__aexit__, None, None, None, trio_token=self._token)
+            with contextlib.suppress(RequestError):  # a coordinator that is closed has cancelled it
+                _run(self._token, build.__aexit__, None, None, None)
+
+
+def _run(token: trio.lowlevel.TrioToken, call: Callable[..., Awaitable[_T]], *arguments: object) -> _T:
+    """Have the coordinator's thread call something, and wait for what comes of it."""
+    try:
+        return trio.from_thread.run(call, *arguments, trio_token=token)
+    except trio.RunFinishedError:
+        raise RequestError("the coordinator is closed: open another one") from None
 
 
 class _Host:

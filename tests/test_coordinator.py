@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -112,7 +113,7 @@ async def test_keep_going_builds_the_rest(autojump_clock: trio.abc.Clock) -> Non
     assert result.skipped == ()
 
 
-@pytest.mark.parametrize("name", ["", "/etc/x", "../x", "a/../x", "a//b", "a\0b", "a/"])
+@pytest.mark.parametrize("name", ["", "/etc/x", "../x", "a/../x", "a//b", "a\0b", "a/", "./a"])
 async def test_unusable_names_are_refused(name: str) -> None:
     async with pure() as coordinator, coordinator.build(CONFIG) as build:
         with pytest.raises(RequestError, match="cannot name a file"):
@@ -146,10 +147,20 @@ async def test_an_artifact_never_replaces_an_input(tmp_path: Path) -> None:
     )
     (tmp_path / "x").mkdir()
     async with pure() as coordinator, coordinator.build(config) as build:
-        await build.submit(Module("a", source))
-        await build.submit(Module("b", source))
-        with pytest.raises(BuildFailed, match="would overwrite its input"):
-            await build.finish()
+        with pytest.raises(RequestError, match="would overwrite its input"):
+            await build.submit(Module("a", source))
+        (tmp_path / "link.bc").symlink_to(source)
+        await build.submit(Module("b", tmp_path / "link.bc"))
+        with pytest.raises(RequestError, match="would overwrite its input"):
+            await build.submit(Module("a", b""))
+
+
+@pytest.mark.parametrize(("output", "inputs"), [("n.o", ["n.o"]), ("m.o", []), ("p", ["m.o"])])
+async def test_neither_link_inputs_nor_outputs_are_overwritten(tmp_path: Path, output: str, inputs: list[str]) -> None:
+    link = LinkOptions(LinkKind.SHARED, tmp_path / output, tuple(tmp_path / name for name in inputs))
+    with pytest.raises(RequestError, match=r"would overwrite its input|twice"):
+        async with pure() as coordinator, coordinator.build(BuildConfig(out_dir=tmp_path, link=link)) as build:
+            await build.submit(module("m"))
 
 
 async def test_an_unreadable_module_fails_the_build(tmp_path: Path) -> None:
@@ -384,6 +395,48 @@ def test_from_a_thread_without_trio() -> None:
                 build.finish()
         with coordinator.build(CONFIG) as build:
             build.submit(module("slow", seconds=1000))  # leaving cancels
+
+
+def test_a_closed_coordinator_in_a_thread_is_a_wrong_request() -> None:
+    with open_coordinator_in_thread(backend=FakeBackend(write=False), environ={}) as coordinator:
+        pass
+    with pytest.raises(RequestError, match="closed"), coordinator.build(CONFIG):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "complaint"),
+    [
+        (Module, {"name": "m", "content": "m.bc"}, r"Module.content is 'm.bc': give Path or bytes"),
+        (Module, {"name": "m", "content": bytearray(b"x")}, r"Module.content"),
+        (Module, {"name": Path("m"), "content": b""}, r"Module.name"),
+        (BuildConfig, {"out_dir": "out"}, r"BuildConfig.out_dir is 'out': give Path"),
+        (CodegenOptions, {"opt_level": "2"}, r"CodegenOptions.opt_level is '2': give OptLevel"),
+        (CodegenOptions, {"emit": "obj"}, r"CodegenOptions.emit is 'obj': give a frozenset of EmitKind"),
+        (CodegenOptions, {"extra_passes": ["a"]}, r"CodegenOptions.extra_passes"),
+        (LinkOptions, {"kind": LinkKind.SHARED, "output": Path("x"), "inputs": [Path("y")]}, r"LinkOptions.inputs"),
+    ],
+)
+def test_values_of_a_wrong_type_are_a_wrong_request(
+    kind: Callable[..., object], values: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        kind(**values)
+
+
+@pytest.mark.parametrize("options", [{"jobs": "2"}, {"toolchain": "/x"}, {"memory_budget": 0}])
+async def test_settings_of_a_wrong_type_are_a_wrong_request(options: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(options)).replace("_", "[_ ]")):
+        async with open_coordinator(backend=FakeBackend(), **options):
+            pass
+
+
+async def test_layouts_must_agree_where_they_are_named() -> None:
+    async with pure() as coordinator, coordinator.build(KEEP_GOING) as build:
+        for name, layout in (("a", ""), ("b", "e-p"), ("c", ""), ("d", "E")):
+            await build.submit(Module(name, f"layout={layout}".encode()))
+        with pytest.raises(BuildFailed, match="d: its data layout is 'E', but that of b is 'e-p'"):
+            await build.finish()
 
 
 def test_a_thread_that_cannot_start_says_why() -> None:

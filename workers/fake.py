@@ -60,7 +60,10 @@ class FakeBackend:
         target = re.search(rb"target=(\S+)", content)
         triple = target[1].decode() if target else "fake-unknown-none"
         cost = _seconds(content, rb"guess=([\d.]+)") or _seconds(content)
-        return Inspection(Target(triple, "e"), len(content), Estimate(cost, 2**20, "fake"))
+        layout = re.search(rb"layout=(\S*)", content)
+        return Inspection(
+            Target(triple, layout[1].decode() if layout else "e"), len(content), Estimate(cost, 2**20, "fake")
+        )
 
     async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | Failed]:
         """Do what each module's content says."""

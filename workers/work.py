@@ -6,10 +6,13 @@ Plain values only: no I/O, no LLVM, no trio. Everything here may be compared, ha
 from __future__ import annotations
 
 import enum
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
+from typing import Any
 
 from attrs import field, frozen
+
+from workers.errors import RequestError
 
 __all__ = [
     "Artifact",
@@ -35,7 +38,32 @@ __all__ = [
     "WorkResult",
     "artifact_path",
     "count",
+    "typed",
+    "typed_members",
 ]
+
+
+def typed(*types: type | None) -> Callable[[Any, Any, Any], None]:
+    """A validator for what callers make: a value of another type is a wrong request, and says so at once."""
+    allowed = tuple(type(None) if one is None else one for one in types)
+    names = " or ".join("None" if one is None else one.__name__ for one in types)
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, allowed):
+            raise RequestError(f"{type(instance).__name__}.{attribute.name} is {value!r}: give {names}")
+
+    return check
+
+
+def typed_members(container: type, member: type) -> Callable[[Any, Any, Any], None]:
+    """As `typed`, for a container and what is in it."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, container) or not all(isinstance(one, member) for one in value):
+            what = f"a {container.__name__} of {member.__name__}"
+            raise RequestError(f"{type(instance).__name__}.{attribute.name} is {value!r}: give {what}")
+
+    return check
 
 
 def count(values: Sized) -> str:
@@ -130,8 +158,10 @@ class Module:
     output directory). `content` is a file, or the bitcode or textual IR itself.
     """
 
-    name: str
-    content: Path | bytes = field(repr=lambda c: str(c) if isinstance(c, Path) else f"<{len(c)} bytes>")
+    name: str = field(validator=typed(str))
+    content: Path | bytes = field(
+        repr=lambda c: str(c) if isinstance(c, Path) else f"<{len(c)} bytes>", validator=typed(Path, bytes)
+    )
 
 
 @frozen(kw_only=True, cache_hash=True)
@@ -141,32 +171,34 @@ class CodegenOptions:
     The coordinator carries these unopened; only a backend reads them.
     """
 
-    opt_level: OptLevel = OptLevel.O2
-    emit: frozenset[EmitKind] = frozenset({EmitKind.OBJECT})
+    opt_level: OptLevel = field(default=OptLevel.O2, validator=typed(OptLevel))
+    emit: frozenset[EmitKind] = field(
+        default=frozenset({EmitKind.OBJECT}), validator=typed_members(frozenset, EmitKind)
+    )
     vectorize_loops: bool | None = None
     vectorize_slp: bool | None = None
     unroll_loops: bool | None = None
     merge_functions: bool | None = None
-    extra_passes: str = ""
+    extra_passes: str = field(default="", validator=typed(str))
     """A pipeline in LLVM's textual form (`opt -passes=`), run after the ordinary one."""
     prepopulate_passes: bool = True
     """False runs `extra_passes` only (rustc's `-C no-prepopulate-passes`)."""
     print_passes: bool = False
     """Report the passes that run, in the order they run, on each result."""
-    target_triple: str | None = None
+    target_triple: str | None = field(default=None, validator=typed(str, None))
     """Overrides the triple of every module."""
-    target_cpu: str | None = None
-    target_features: tuple[str, ...] = ()
+    target_cpu: str | None = field(default=None, validator=typed(str, None))
+    target_features: tuple[str, ...] = field(default=(), validator=typed_members(tuple, str))
     """`+name` or `-name` each."""
-    relocation_model: RelocationModel | None = None
-    code_model: CodeModel | None = None
-    profile_use: Path | None = None
+    relocation_model: RelocationModel | None = field(default=None, validator=typed(RelocationModel, None))
+    code_model: CodeModel | None = field(default=None, validator=typed(CodeModel, None))
+    profile_use: Path | None = field(default=None, validator=typed(Path, None))
     """An indexed profile (`llvm-profdata merge`): instrumented (IR or frontend) PGO."""
-    sanitizers: frozenset[Sanitizer] = frozenset()
-    engine: Engine = Engine.AUTO
-    time_limit: float = 600.0
+    sanitizers: frozenset[Sanitizer] = field(default=frozenset(), validator=typed_members(frozenset, Sanitizer))
+    engine: Engine = field(default=Engine.AUTO, validator=typed(Engine))
+    time_limit: float = field(default=600.0, validator=typed(float, int))
     """Seconds of wall time that one module may take before it counts as hung."""
-    memory_limit: int | None = None
+    memory_limit: int | None = field(default=None, validator=typed(int, None))
     """Bytes of address space that one tool run may use; `None` sets no limit."""
 
 
@@ -185,10 +217,10 @@ class LinkOptions:
     `inputs` are native objects, archives and shared libraries; `arguments` go to the linker as they are.
     """
 
-    kind: LinkKind
-    output: Path
-    inputs: tuple[Path, ...] = ()
-    arguments: tuple[str, ...] = ()
+    kind: LinkKind = field(validator=typed(LinkKind))
+    output: Path = field(validator=typed(Path))
+    inputs: tuple[Path, ...] = field(default=(), validator=typed_members(tuple, Path))
+    arguments: tuple[str, ...] = field(default=(), validator=typed_members(tuple, str))
 
 
 @frozen
