@@ -6,7 +6,7 @@ Plain values only: no I/O, no LLVM, no trio. Everything here may be compared, ha
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Collection, Sized
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def typed(*types: type | None) -> Callable[[Any, Any, Any], None]:
     return check
 
 
-def typed_members(container: type, member: type) -> Callable[[Any, Any, Any], None]:
+def typed_members(container: type[Collection[Any]], member: type) -> Callable[[Any, Any, Any], None]:
     """As `typed`, for a container and what is in it."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
