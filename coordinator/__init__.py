@@ -10,40 +10,48 @@ The flow, file by file: `_coordinator` opens everything; `_build` takes modules 
 `_loop` is the trio shell around `_machine`, which decides what runs when on which of the `_tokens`; worker tasks
 hand items to a backend (`workers`) and their results flow back. `_thread` is the way in without trio, `cli` the
 command line.
+
+Nothing of it is loaded before it is asked for: the command line has to be ready for signals before it loads trio.
 """
 
-from coordinator._build import Build, BuildConfig
-from coordinator._coordinator import Coordinator, open_coordinator
-from coordinator._events import (
-    BuildEvent,
-    BuildFailed,
-    BuildResult,
-    DiagnosticReported,
-    ModuleFinished,
-    ModuleQueued,
-    ModuleStarted,
-)
-from coordinator._thread import ThreadBuild, ThreadCoordinator, open_coordinator_in_thread
-from workers.errors import InternalError, ModuleError, RequestError
-from workers.work import (
-    Artifact,
-    CodegenOptions,
-    CodeModel,
-    Diagnostic,
-    EmitKind,
-    Engine,
-    Failed,
-    Finished,
-    Linked,
-    LinkKind,
-    LinkOptions,
-    Module,
-    OptLevel,
-    RelocationModel,
-    Sanitizer,
-    Severity,
-    WorkResult,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coordinator._build import Build, BuildConfig
+    from coordinator._coordinator import Coordinator, open_coordinator
+    from coordinator._events import (
+        BuildEvent,
+        BuildFailed,
+        BuildResult,
+        DiagnosticReported,
+        ModuleFinished,
+        ModuleQueued,
+        ModuleStarted,
+    )
+    from coordinator._thread import ThreadBuild, ThreadCoordinator, open_coordinator_in_thread
+    from workers.errors import InternalError, ModuleError, RequestError
+    from workers.work import (
+        Artifact,
+        CodegenOptions,
+        CodeModel,
+        Diagnostic,
+        EmitKind,
+        Engine,
+        Failed,
+        Finished,
+        Linked,
+        LinkKind,
+        LinkOptions,
+        Module,
+        OptLevel,
+        RelocationModel,
+        Sanitizer,
+        Severity,
+        WorkResult,
+    )
 
 __all__ = [
     "Artifact",
@@ -81,3 +89,52 @@ __all__ = [
     "open_coordinator",
     "open_coordinator_in_thread",
 ]
+
+_HOMES = {
+    "coordinator._build": ("Build", "BuildConfig"),
+    "coordinator._coordinator": ("Coordinator", "open_coordinator"),
+    "coordinator._events": (
+        "BuildEvent",
+        "BuildFailed",
+        "BuildResult",
+        "DiagnosticReported",
+        "ModuleFinished",
+        "ModuleQueued",
+        "ModuleStarted",
+    ),
+    "coordinator._thread": ("ThreadBuild", "ThreadCoordinator", "open_coordinator_in_thread"),
+    "workers.errors": ("InternalError", "ModuleError", "RequestError"),
+    "workers.work": (
+        "Artifact",
+        "CodegenOptions",
+        "CodeModel",
+        "Diagnostic",
+        "EmitKind",
+        "Engine",
+        "Failed",
+        "Finished",
+        "Linked",
+        "LinkKind",
+        "LinkOptions",
+        "Module",
+        "OptLevel",
+        "RelocationModel",
+        "Sanitizer",
+        "Severity",
+        "WorkResult",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module it lives in; the next time it is found at once."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -86,6 +86,7 @@ class Build:
         self._stage: Stage | None = None
         self._names: dict[str, None] = {}  # in the order of submission
         self._first: tuple[str, Target] | None = None
+        self._real_dirs: dict[str, str] = {}
         self._sources: set[str] = set()
         self._outputs: set[str] = set()
         if config.link is not None:
@@ -196,6 +197,8 @@ class Build:
     def _check_target(self, module: Module, target: Target) -> None:
         """All modules of a build become one program, so they must be for one target."""
         first, expected = self._first or (module.name, target)
+        if target == expected:
+            return
         if not same_target(target.triple, expected.triple):
             raise ModuleError(
                 module.name,
@@ -213,16 +216,25 @@ class Build:
 
     def _check_overwrite(self, sources: Iterable[Path], outputs: Iterable[Path]) -> None:
         """What the build writes must not replace what it reads, nor anything else that it writes."""
-        for source in map(os.path.realpath, sources):
+        for source in map(self._real, sources):
             if source in self._outputs:
                 raise RequestError(f"the build would overwrite its input {source}: write somewhere else")
             self._sources.add(source)
-        for output in map(os.path.realpath, outputs):
+        for output in map(self._real, outputs):
             if output in self._sources:
                 raise RequestError(f"the build would overwrite its input {output}: write somewhere else")
             if output in self._outputs:
                 raise RequestError(f"the build would write {output} twice: choose other names")
             self._outputs.add(output)
+
+    def _real(self, path: Path) -> str:
+        """`os.path.realpath`, with a memory for directories: a build has many files in few."""
+        directory, name = os.path.split(path)
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        if directory not in self._real_dirs:
+            self._real_dirs[directory] = os.path.realpath(directory)
+        return f"{self._real_dirs[directory]}/{name}"
 
     def _estimate(self, module: Module, estimate: Estimate) -> Estimate:
         measured = self._history.estimate(self._history_key(module.name))

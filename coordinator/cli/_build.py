@@ -39,7 +39,9 @@ from workers.work import (
 __all__ = ["build"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+# Whether files can be read shows when they are: click would end the whole request for one of them.
+_FILE = click.Path(dir_okay=False, readable=False, path_type=Path)
+_DIRECTORY = click.Path(file_okay=False, readable=False, path_type=Path)
 
 
 def _switches(*switches: tuple[str, str]) -> Callable[[_Command], _Command]:
@@ -56,7 +58,7 @@ def _switches(*switches: tuple[str, str]) -> Callable[[_Command], _Command]:
 
 
 @click.command(short_help="Compile modules, and link them if asked to.")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(readable=False, allow_dash=True))
 @click.option("-O", "opt_level", type=EnumValue(OptLevel, "level"), default="2", help="Optimisation level [default: 2]")
 @click.option(
     "--emit",
@@ -67,7 +69,7 @@ def _switches(*switches: tuple[str, str]) -> Callable[[_Command], _Command]:
 )
 @click.option("--out-dir", type=_DIRECTORY, default=".", help="Where to write it [default: the current directory]")
 @click.option("--link", type=EnumValue(LinkKind, "kind"), help="Link the objects to a program or library; needs -o")
-@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="What to call the linked file")
+@click.option("-o", "output", type=_FILE, help="What to call the linked file")
 @click.option("--link-arg", "link_args", multiple=True, metavar="ARG", help="Pass ARG to the linker (repeatable)")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Run so many at once [default: one per CPU, or make's]")
 @click.option("--keep-going", is_flag=True, help="Build what can be built when a module fails")
@@ -148,6 +150,9 @@ def build(
     input. With --link also native objects, archives of them, and shared libraries.
     """
     configure_logging(verbose, os.environ)
+    for option, value in (("--target", target_triple), ("--target-cpu", target_cpu)):
+        if value is not None and not value.strip():
+            raise RequestError(f"{option} is empty: name one, or leave the option out")
     codegen = CodegenOptions(
         opt_level=opt_level,
         emit=frozenset().union(*emit),
@@ -163,7 +168,7 @@ def build(
         target_features=_features(target_features),
         relocation_model=relocation_model,
         code_model=code_model,
-        profile_use=profile_use.absolute() if profile_use is not None else None,
+        profile_use=_absolute(profile_use) if profile_use is not None else None,
         sanitizers=frozenset().union(*sanitize),
         engine=engine,
         time_limit=time_limit,
@@ -182,6 +187,7 @@ def build(
         toolchain=toolchain,
     )
     outcome = _perform(request, inputs, signals, quiet=quiet, verbose=verbose)
+    signals.defer()
     if not quiet:
         say(summary(outcome))
     if as_json:
@@ -190,7 +196,8 @@ def build(
         put(lines)
     if outcome.ok:
         return ExitCode.OK
-    return signals.received.exit_code if signals.received is not None else ExitCode.FAILED
+    # One that came after the outcome was known has not stopped anything.
+    return signals.received.exit_code if signals.received is not None and outcome.cancelled else ExitCode.FAILED
 
 
 def _perform(
@@ -249,16 +256,24 @@ def _link_options(kind: LinkKind | None, output: Path | None, arguments: tuple[s
         return None
     if output is None:
         raise RequestError(f"--link {kind.value} needs a name for what it makes: add -o FILE")
-    output = Path(os.path.abspath(output))  # noqa: PTH100  # 'a/../b' must not need an 'a'
+    output = _absolute(output)
     _made(output.parent)
     return LinkOptions(kind, output, (), arguments)
 
 
 def _made(directory: Path) -> Path:
     """The directory, absolute, after it has been made where it was missing. Raises `RequestError`."""
-    directory = Path(os.path.abspath(directory))  # noqa: PTH100  # see above
+    directory = _absolute(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"the directory {directory} cannot be made: {error.strerror}") from error
     return directory
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root. Raises `RequestError` where the current directory has been removed."""
+    try:
+        return Path(os.path.abspath(path))  # noqa: PTH100  # 'a/../b' must not need an 'a'
+    except FileNotFoundError as error:
+        raise RequestError(f"there is no {path}: the current directory has been removed, change to another") from error

@@ -52,6 +52,7 @@ def doctor(signals: StopSignals, *, as_json: bool, toolchain: Path | None) -> in
     Ends with exit code 0 when builds can run, and 1 otherwise.
     """
     findings = [*_machine(), *survey(os.environ, toolchain).findings, *_linker(toolchain, signals)]
+    signals.defer()
     ok = not any(finding.problem is not None for finding in findings)
     if as_json:
         put(json.dumps({"ok": ok, "findings": [_as_object(finding) for finding in findings]}))

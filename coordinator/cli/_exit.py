@@ -1,11 +1,14 @@
-"""Exit codes, and what ends the program early."""
+"""Exit codes, and what ends the program early. Loads nothing: it is there before signals are heeded."""
 
 from __future__ import annotations
 
 import enum
 import signal
 
-__all__ = ["ExitCode", "Interrupted"]
+__all__ = ["STOP_SIGNALS", "ExitCode", "Interrupted"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""What asks ltod to stop."""
 
 
 class ExitCode(enum.IntEnum):

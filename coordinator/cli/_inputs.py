@@ -38,7 +38,8 @@ def read_build_inputs(arguments: Sequence[str], stack: ExitStack, *, linking: bo
         if native:
             raise RequestError(f"{native[0]} has no bitcode in it, it can only be linked: add --link, or leave it out")
         for archive, count in members.items():
-            message = f"{count} of its members have no bitcode and matter when linking only: they are left out"
+            what = "1 member without bitcode is" if count == 1 else f"{count} members without bitcode are"
+            message = f"{what} left out, as nothing is linked: add --link if that is needed"
             diagnostics.append(Diagnostic(Severity.WARNING, str(archive), message))
     if not found.modules and not found.problems:
         raise RequestError("there is no module in the inputs: give bitcode, textual IR, or archives or objects of it")

@@ -1,12 +1,13 @@
-"""The entry point: one command of ltod, and its outcome as an exit code."""
+"""One command of ltod, and its outcome as an exit code."""
 
 from __future__ import annotations
 
 import gc
 import itertools
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import click
@@ -20,7 +21,7 @@ from coordinator.cli._terminal import OutputError, open_missing_descriptors, put
 from workers.errors import RequestError
 from workers.work import Diagnostic, Severity
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 _COMPLETE = "_LTOD_COMPLETE"
 
@@ -58,21 +59,24 @@ for command in (build, completion, doctor):
     ltod.add_command(command)
 
 
-def main() -> NoReturn:
-    """Run ltod with the arguments of this process, and exit."""
+def run(mask: Iterable[int]) -> NoReturn:
+    """Run ltod with the arguments of this process, and exit. Signals are blocked until then; `mask` lets them in."""
+    arguments = sys.argv[1:]
     open_missing_descriptors()
-    try:
-        with StopSignals() as signals:
-            code = _run(sys.argv[1:], signals)
-    except Interrupted as interrupted:
-        code = interrupted.exit_code
+    with StopSignals() as signals:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            code = _run(arguments, signals)
+            signals.defer()
+        except Interrupted as interrupted:
+            code = _give_up(interrupted.exit_code, interrupted.message, arguments, signals)
     # The interpreter would look through everything for cycles before it ends, for a tenth of a second in some runs.
     gc.freeze()
     sys.exit(code)
 
 
 def _run(arguments: Sequence[str], signals: StopSignals) -> int:
-    """One command; every way in which it can go wrong ends here."""
+    """One command; every way in which it can go wrong by itself ends here."""
     try:
         code = ltod.main(list(arguments), prog_name="ltod", complete_var=_COMPLETE, standalone_mode=False, obj=signals)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -80,27 +84,27 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
         return ExitCode.USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "ltod"
-        return _give_up(ExitCode.USAGE, f"{error.format_message().rstrip('.')} (see '{command} --help')", arguments)
+        message = f"{error.format_message().rstrip('.')} (see '{command} --help')"
+        return _give_up(ExitCode.USAGE, message, arguments, signals)
     except RequestError as error:
-        return _give_up(ExitCode.USAGE, str(error), arguments)
+        return _give_up(ExitCode.USAGE, str(error), arguments, signals)
     except OutputError as error:
         say(f"error: {error}")
         return ExitCode.FAILED
-    except Interrupted as interrupted:
-        return _give_up(interrupted.exit_code, interrupted.message, arguments, cancelled=True)
     except Exception as error:
         say("this is a bug in ltod, please report it with all of the following:\n" + traceback.format_exc())
-        return _give_up(ExitCode.BUG, f"internal error: {type(error).__name__}: {error}", arguments)
+        return _give_up(ExitCode.BUG, f"internal error: {type(error).__name__}: {error}", arguments, signals)
     return code if isinstance(code, int) else ExitCode.OK
 
 
-def _give_up(code: int, message: str, arguments: Sequence[str], *, cancelled: bool = False) -> int:
+def _give_up(code: int, message: str, arguments: Sequence[str], signals: StopSignals) -> int:
     """Say why there is no result. Who asked for an object gets one, even where the arguments made no sense."""
+    signals.defer()
     diagnostic = Diagnostic(Severity.ERROR, None, message)
     say(str(diagnostic))
     if "--json" in itertools.takewhile(lambda argument: argument != "--", arguments):
         try:
-            put(json_text(Outcome(diagnostics=[diagnostic], cancelled=cancelled)))
+            put(json_text(Outcome(diagnostics=[diagnostic], cancelled=code > 128)))
         except OutputError as error:
             say(f"error: {error}")
     return code

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import signal
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import trio
 
-from coordinator.cli._exit import Interrupted
+from coordinator.cli._exit import STOP_SIGNALS, Interrupted
 
 __all__ = ["StopSignals"]
 
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGHUP raise `Interrupted`, or cancel a scope given to `cancels`.
+    """A context in which the stop signals raise `Interrupted`, or cancel a scope given to `cancels`.
 
+    It is the last thing a process does: behind it they are ignored, as there is nothing left to stop.
     A signal that is ignored stays ignored: `nohup` and background jobs of scripts mean it. Those after the first
     change nothing: stopping takes no longer than killing what runs, and a second Ctrl-C must not leave it half done.
     """
@@ -28,22 +27,19 @@ class StopSignals:
         self._deferred = False
         self._scope: trio.CancelScope | None = None
         self._token: trio.lowlevel.TrioToken | None = None
-        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in _STOP:
-            before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:
-                self._before[number] = before
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def defer(self) -> None:
-        """From here on raise nothing: an exception inside trio's own machinery would wreck it. Then `cancels`."""
+        """From here on raise nothing: inside trio's own machinery, or half-way through a report, it would do harm."""
         self._deferred = True
 
     def cancels(self, scope: trio.CancelScope) -> None:

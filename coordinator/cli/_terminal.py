@@ -41,6 +41,8 @@ def say(text: str) -> None:
 
 def put(text: str) -> None:
     """Write a line to standard output. A reader that has left is no error. Raises `OutputError`."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
     try:
         _write(sys.stdout, text)
     except BrokenPipeError:
