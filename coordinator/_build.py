@@ -230,7 +230,7 @@ class Build:
     def _real(self, path: Path) -> str:
         """`os.path.realpath`, with a memory for directories: a build has many files in few."""
         directory, name = os.path.split(path)
-        if os.path.islink(path):
+        if path.is_symlink():
             return os.path.realpath(path)
         if directory not in self._real_dirs:
             self._real_dirs[directory] = os.path.realpath(directory)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.command import alive, files, function, jobserver, ltod, ltod_json, sleepers, sleeping_toolchain, write
+from tests.command import (
+    LTOD,
+    alive,
+    checked,
+    files,
+    function,
+    jobserver,
+    ltod,
+    ltod_json,
+    sleepers,
+    sleeping_toolchain,
+    write,
+)
 from tests.samples import ABORTING_IR, GOOD_IR, LAYOUT, UNPARSABLE_IR, compile_c, small_c, zig
 
 pytestmark = pytest.mark.e2e
@@ -218,11 +231,49 @@ def test_a_file_that_cannot_be_read(place: Path, name: str) -> None:
 
 
 def test_a_file_without_permission(place: Path) -> None:
+    prefix: list[str] = []
     if os.geteuid() == 0:
-        pytest.skip("root may read everything")
+        # Root without the privilege to read what it may not.
+        prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
+        if not shutil.which("setpriv") or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+            pytest.skip("root may read everything here, and setpriv cannot change that")
+    write("good.ll", GOOD_IR)
     write("secret.ll", GOOD_IR).chmod(0)
-    answer = ltod_json("secret.ll", code=1)
-    assert "permission" in answer["diagnostics"][0]["message"]
+    command = [*prefix, *LTOD, "build", "--json", "--keep-going", "--out-dir", "out", "secret.ll", "good.ll"]
+    process = subprocess.run(command, capture_output=True, timeout=60, text=True)
+    assert process.returncode == 1, process.stderr
+    [error] = checked(process.stdout)["diagnostics"]
+    assert (error["module"], error["message"]) == ("secret.ll", "permission denied")
+    assert files("out") == {"good.o"}
+
+
+def test_a_directory_among_the_inputs_stops_no_other(place: Path) -> None:
+    write("good.ll", GOOD_IR)
+    Path("directory.bc").mkdir()
+    answer = ltod_json("--keep-going", "--out-dir", "out", "directory.bc", "good.ll", code=1)
+    assert [each["module"] for each in answer["diagnostics"]] == ["directory.bc"]
+    assert files("out") == {"good.o"}
+
+
+def test_members_without_bitcode_are_left_out(place: Path) -> None:
+    [good] = compile_c({"good": small_c(0, 2)}, place / "bc")
+    assert ltod("build", good, "--out-dir", "native").returncode == 0
+    subprocess.run([zig(), "ar", "rc", "libx.a", good, "native/good.o"], check=True)
+    answer = ltod_json("libx.a", "--out-dir", "out")
+    [warning] = answer["diagnostics"]
+    assert warning["message"].startswith("1 member without bitcode is left out")
+
+
+def test_standard_input_beside_a_file_of_its_name(place: Path) -> None:
+    write("a/stdin.ll", function("f"))
+    answer = ltod_json("a/stdin.ll", "-", "--out-dir", "out", stdin=GOOD_IR.encode())
+    assert [item["module"] for item in answer["items"]] == ["a/stdin", "stdin"]
+    assert files("out") == {"a/stdin.o", "stdin.o"}
+
+
+def test_an_archive_on_standard_input(place: Path) -> None:
+    answer = ltod_json("-", stdin=b"!<arch>\n", code=1)
+    assert answer["diagnostics"][0]["message"] == "is an archive and no single module: name its file as an input"
 
 
 def test_an_abort_of_llvm_names_the_module_and_can_be_reproduced(place: Path) -> None:
@@ -236,6 +287,14 @@ def test_an_abort_of_llvm_names_the_module_and_can_be_reproduced(place: Path) ->
     assert (failed, ok) == ("crash", False)
     again = subprocess.run(["sh", f"{error['reproducer']}/repro.sh"], capture_output=True, timeout=60, cwd="/")
     assert again.returncode != 0
+    assert b"Cannot select" in again.stdout + again.stderr
+
+
+def test_the_way_to_reproduce_can_be_pasted(place: Path) -> None:
+    write("crash.ll", ABORTING_IR)
+    process = ltod("build", "--out-dir", "it's an out", "crash.ll")
+    [command] = re.findall(r"reproduce with: (.*)", process.stderr)
+    again = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60)
     assert b"Cannot select" in again.stdout + again.stderr
 
 
@@ -292,6 +351,8 @@ def test_a_module_that_takes_too_long(place: Path) -> None:
         (["good.ll", "--code-model", "huge"], "medium"),
         (["good.ll", "--sanitize", "memory,taste"], "hwaddress"),
         (["good.ll", "--engine", "gcc"], "llvmlite"),
+        (["good.ll", "--target", ""], "--target is empty"),
+        (["good.ll", "--target-cpu", ""], "--target-cpu is empty"),
         (["good.ll", "--target-cpu", "nonesuch"], "nonesuch"),
         (["good.ll", "--passes", "no-such-pass"], "no-such-pass"),
         (["good.ll", "--profile-use", "missing.profdata"], "missing.profdata"),
@@ -315,6 +376,27 @@ def test_a_wrong_request(place: Path, arguments: Sequence[str], message: str) ->
     assert len(answer["diagnostics"]) == 1
     assert answer["artifacts"] == answer["items"] == []
     assert files(".") == before
+
+
+def test_a_current_directory_that_is_gone(place: Path) -> None:
+    program = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    good = write("good.ll", GOOD_IR).absolute()
+    out: list[str | Path] = ["--out-dir", place / "out"]
+    cases: list[list[str | Path]] = [
+        [good],
+        [*out, "x.bc"],
+        [*out, good, "--link", "exe", "-o", "x"],
+        [*out, good, "--toolchain", "x"],
+        [*out, good, "--reproducer-dir", "x"],
+    ]
+    assert subprocess.run(["sh", "-c", program, "sh", *LTOD, "build", good, *out], timeout=60).returncode == 0
+    for arguments in cases:
+        command = ["sh", "-c", program, "sh", *LTOD, "build", "--json", *arguments]
+        process = subprocess.run(command, capture_output=True, timeout=60, text=True)
+        assert process.returncode == 2, process.stderr
+        assert "Traceback" not in process.stderr
+        [error] = checked(process.stdout)["diagnostics"]
+        assert "current directory has been removed" in error["message"]
 
 
 def test_no_command_shows_the_help(place: Path) -> None:

@@ -36,7 +36,10 @@ pytestmark = pytest.mark.e2e
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+STOP = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+
+
+@pytest.mark.parametrize("number", STOP)
 def test_a_signal_stops_the_build_and_nothing_is_left(place: Path, number: signal.Signals) -> None:
     for name in ("a", "b", "c", "d"):
         write(f"{name}.ll", function(name))
@@ -63,6 +66,35 @@ def test_a_signal_stops_the_build_and_nothing_is_left(place: Path, number: signa
     assert all(not alive(pid) for pid in sleepers(place))
     assert list((place / "tmp").iterdir()) == []
     assert files("out") == set()
+
+
+@pytest.mark.parametrize("number", STOP)
+@pytest.mark.parametrize("when", ["trio", "click", "coordinator.cli._build"])
+def test_a_signal_while_it_starts(place: Path, number: signal.Signals, when: str) -> None:
+    write("good.ll", GOOD_IR)
+    program = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {when!r}: os.kill(os.getpid(), {number:d})\n"
+        "sys.argv = ['ltod', 'build', '--json', '--out-dir', 'out', 'good.ll']\n"
+        "from coordinator.cli import main\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "main()\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, text=True, preexec_fn=default_signals
+    )
+    assert process.returncode == 128 + number
+    assert process.stderr == f"error: stopped by {number.name}\n"
+    assert checked(process.stdout)["cancelled"]
+    assert not Path("out").exists()
+
+
+def test_the_entry_point_loads_little(place: Path) -> None:
+    # What it loads is loaded before signals are heeded.
+    program = "import sys, coordinator.cli; print(*{'trio', 'attrs', 'click', 'workers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"\n"
 
 
 def test_an_ignored_signal_stays_ignored(place: Path) -> None:
@@ -163,6 +195,15 @@ def test_the_output_cannot_be_written(place: Path) -> None:
     assert process.stderr.decode() == "error: standard output cannot be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("arguments", ["build --json --out-dir out good.ll", "build --print-passes good.ll", "doctor"])
+def test_an_answer_that_nobody_can_get_is_a_failure(place: Path, arguments: str) -> None:
+    write("good.ll", GOOD_IR)
+    command = " ".join([*LTOD, arguments, ">&-"])
+    process = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=60)
+    assert process.returncode == 1
+    assert process.stderr.decode().endswith("error: standard output is closed\n")
+
+
 def test_standard_descriptors_may_be_closed(place: Path) -> None:
     write("good.ll", GOOD_IR)
     command = " ".join([*LTOD, "build --out-dir out good.ll <&- >&- 2>&-"])
@@ -250,7 +291,7 @@ def test_a_bug_is_called_one(place: Path) -> None:
 
 def default_signals(ignored: signal.Signals | None = None) -> None:
     """What a shell gives a foreground job; a test runner may have been started as a background one."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP:
         signal.signal(number, signal.SIG_IGN if number is ignored else signal.SIG_DFL)
 
 

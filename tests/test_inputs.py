@@ -353,7 +353,7 @@ def test_contents_that_are_no_module_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.a").write_bytes(b"!<arch>\n")
     (tmp_path / "cut.bc").write_bytes(bitcode()[:-8])
     expected: dict[Path | bytes, str] = {
-        tmp_path / "x.a": "read_inputs",
+        tmp_path / "x.a": "name its file",
         tmp_path / "cut.bc": "cut off",
         tmp_path / "none.bc": "no such file",
         tmp_path / "a\0b": "cannot be the name of a file",
@@ -368,6 +368,42 @@ def test_contents_that_are_no_module_are_refused(tmp_path: Path) -> None:
         assert caught.value.module == "m"
         if isinstance(content, Path):
             assert str(content) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["w/stdin.bc"], ["w/stdin"]),
+        (["w/x/stdin.bc"], ["x/stdin"]),
+        (["w/stdin.bc", "w/x/stdin.ll"], ["w/stdin", "w/x/stdin"]),
+        (["stdin.bc"], ["stdin.bc"]),
+        (["stdin"], ["stdin.2"]),
+        (["w/other.bc"], ["other"]),
+    ],
+)
+def test_standard_input_keeps_its_name(files: list[str], names: list[str]) -> None:
+    origins = [Origin(Path("/", file)) for file in files]
+    assert module_names([Origin(None), *origins]) == ["stdin", *names]
+    assert module_names([*origins, Origin(None)]) == [*names, "stdin"]
+
+
+def test_a_message_names_the_file_unless_the_module_does(tmp_path: Path) -> None:
+    path = tmp_path / "cut.bc"
+    path.write_bytes(bitcode()[:-8])
+    for name, named in (("cut", False), ("dir/cut", False), ("other", True)):
+        with pytest.raises(ModuleError) as caught:
+            inspect_content(Module(name, path), max_major=22)
+        assert (str(path) in caught.value.message) == named
+
+
+def test_the_name_of_a_member_cannot_pass_as_more_than_a_name(tmp_path: Path) -> None:
+    data = bitcode()[:-8]
+    header = b"#1/8".ljust(16) + b"0".ljust(12) + b"0".ljust(6) * 2 + b"644".ljust(8)
+    (tmp_path / "x.a").write_bytes(
+        b"!<arch>\n" + header + str(len(data) + 8).encode().ljust(10) + b"`\na\nerror:" + data
+    )
+    (problem,) = read(tmp_path / "x.a").problems
+    assert problem.module == f"{tmp_path / 'x.a'}(a\\nerror:)"
 
 
 def elf(*sections: tuple[bytes, bytes], order: str = "<", is_64: bool = True) -> bytes:

@@ -58,3 +58,21 @@ def test_the_commands_are_there() -> None:
     root = Path(__file__).parents[1]
     for name in re.findall(r"^\./(\S+)", README, re.MULTILINE):
         assert (root / name).stat().st_mode & 0o111, name
+
+
+def test_the_example_of_a_failing_llvm_can_be_followed(place: Path) -> None:
+    section = README.partition("## When LLVM fails")[2].partition("\n## ")[0]
+    [script] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    [(command, shown)] = re.findall(r"```console\n\$ ltod (.*)\n(error: .*)\n", section)
+    Path("build").mkdir()
+    subprocess.run(["sh", "-c", script], check=True)
+    process = ltod(*command.split())
+    assert process.returncode == 1
+    assert process.stderr.startswith(shown + "\n  reproduce with: ")
+    assert (place / "build/out/reproducers/abort/repro.sh").exists()
+
+
+def test_the_tour_writes_where_git_looks_away() -> None:
+    written = re.findall(r"(?:--out-dir| >) (\S+)", "".join(re.findall(r"^\$ .*$", README, re.MULTILINE)))
+    assert written
+    assert all(path.startswith("build/") for path in written)

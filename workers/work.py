@@ -6,6 +6,7 @@ Plain values only: no I/O, no LLVM, no trio. Everything here may be compared, ha
 from __future__ import annotations
 
 import enum
+import shlex
 from collections.abc import Callable, Collection, Sized
 from pathlib import Path
 from typing import Any
@@ -287,7 +288,9 @@ class Diagnostic:
 
     def __str__(self) -> str:
         where = f"{self.module}: " if self.module is not None else ""
-        repro = f"\n  reproduce with: sh {self.reproducer}/repro.sh" if self.reproducer is not None else ""
+        repro = ""
+        if self.reproducer is not None:
+            repro = f"\n  reproduce with: sh {shlex.quote(str(self.reproducer / 'repro.sh'))}"
         return f"{self.severity.value}: {where}{self.message}{repro}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import signal
 import sys
 import traceback
@@ -92,9 +93,21 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
         say(f"error: {error}")
         return ExitCode.FAILED
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and _is_lost():
+            message = "the current directory has been removed: change to one that is there"
+            return _give_up(ExitCode.USAGE, message, arguments, signals)
         say("this is a bug in ltod, please report it with all of the following:\n" + traceback.format_exc())
         return _give_up(ExitCode.BUG, f"internal error: {type(error).__name__}: {error}", arguments, signals)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _is_lost() -> bool:
+    """Whether the current directory is gone, so that no relative path means anything."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _give_up(code: int, message: str, arguments: Sequence[str], signals: StopSignals) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from attrs import Factory, define, frozen
@@ -23,8 +23,6 @@ from workers.work import Module
 __all__ = ["Inputs", "NativeMember", "inspect_content", "llvm_content", "read_inputs"]
 
 _T = TypeVar("_T")
-
-_STDIN = "stdin"
 
 _SOURCES = {
     "c": "C source: compile it to bitcode first, with clang -c -emit-llvm",
@@ -124,7 +122,7 @@ class _Found:
         kind, part = _ir_part(content)
         if kind is ContentKind.BITCODE:
             _checked(check_whole, part)
-        self.modules.append((Origin(Path("/", _STDIN)), bytes(part[:])))
+        self.modules.append((Origin(None), bytes(part[:])))
 
     def add_file(self, argument: str, path: Path, view: FileView) -> None:
         match sniff(view):
@@ -158,7 +156,7 @@ class _Found:
                     content = _member_content(member, part)
             except (_UselessError, ContentError) as error:
                 where = f" ({member.path})" if member.extent is None else ""
-                problems.append(ModuleError(f"{argument}({member.name})", f"{error}{where}"))
+                problems.append(ModuleError(f"{argument}({_printable(member.name)})", f"{error}{where}"))
                 continue
             if isinstance(content, NativeMember):
                 natives.append(content if member.extent is not None else member.path)
@@ -181,6 +179,10 @@ def _distinct(arguments: Sequence[str | Path]) -> list[tuple[str, Path | None]]:
         try:
             resolved = "-" if path is None else os.path.realpath(path)
             distinct.append((text, None if path is None else path.absolute()))
+        except FileNotFoundError as error:
+            raise RequestError(
+                f"there is no {text}: the current directory has been removed, change to another"
+            ) from error
         except (OSError, UnicodeEncodeError) as error:
             raise RequestError(f"{text!r} cannot be found: {error}") from error
         if resolved in seen:
@@ -194,7 +196,9 @@ def _distinct(arguments: Sequence[str | Path]) -> list[tuple[str, Path | None]]:
 @contextmanager
 def _opened(module: Module) -> Iterator[Source]:
     """A module's content; what goes wrong with it inside of the `with` block becomes a `ModuleError`."""
-    where = f"{module.content}: " if isinstance(module.content, Path) else ""
+    where = ""
+    if isinstance(module.content, Path) and module.content.stem != PurePosixPath(module.name).name:
+        where = f"{module.content}: "  # which file that is does not show in the name
     try:
         if isinstance(module.content, Path):
             with open_file(module.content) as view:
@@ -216,7 +220,7 @@ def _ir_part(source: Source) -> tuple[ContentKind, Source]:
                 raise _UselessError("is an ELF file without bitcode, there is nothing to compile: link it, by its path")
             return ContentKind.BITCODE, bytes(source[place[0] : place[0] + place[1]])
         case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
-            raise _UselessError("is an archive and no single module: name its file as an input, or use read_inputs()")
+            raise _UselessError("is an archive and no single module: name its file as an input")
         case ContentKind.UNKNOWN:
             raise _UselessError(_what_else(source, ""))
 
@@ -292,16 +296,22 @@ def _what_else(source: Source, extension: str) -> str:
 def _unusable(header: Header, max_major: int) -> str | None:
     """Why a whole module cannot be compiled; `None` if it can."""
     major = producer_major(header.producer)
+    producer = _printable(header.producer)
     if major is not None and major > max_major:
         return (
-            f"the bitcode was made by LLVM {major} ({header.producer}), and LLVM {max_major} cannot be trusted to read "
+            f"the bitcode was made by LLVM {major} ({producer}), and LLVM {max_major} cannot be trusted to read "
             f"it: compile with LLVM {major} or newer (LTOD_TOOLCHAIN names one), or make the bitcode with an older one"
         )
     if header.epoch:
-        return f"the bitcode is of epoch {header.epoch} ({header.producer}), which no released LLVM reads"
+        return f"the bitcode is of epoch {header.epoch} ({producer}), which no released LLVM reads"
     if header.is_index:
         return "is a ThinLTO index, which only names modules: give the modules themselves"
     for what, text in (("target triple", header.triple), ("data layout", header.data_layout)):
         if not (text.isascii() and text.isprintable()):
             return f"the {what} {text!r} is no text that LLVM makes: the module is damaged"
     return None
+
+
+def _printable(text: str) -> str:
+    """`text` out of a file, with escapes for what could pass as more than a part of one line."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

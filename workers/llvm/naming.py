@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from attrs import frozen
 
 __all__ = ["Origin", "module_names"]
 
+_STDIN = "stdin"
 _UNFIT = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_COMPONENT = 200  # bytes; file systems take 255, and artifacts add to it
 
@@ -21,8 +22,8 @@ _MAX_COMPONENT = 200  # bytes; file systems take 255, and artifacts add to it
 class Origin:
     """Where a module came from: the file, and the member of it where that is an archive."""
 
-    path: Path
-    """Absolute."""
+    path: Path | None
+    """Absolute; `None` is standard input."""
     member: str | None = None
 
 
@@ -31,19 +32,24 @@ def module_names(origins: Sequence[Origin]) -> list[str]:
 
     A file is named without directory and extension; a member after its archive and itself: `libx.a(m.o)` is
     `libx/m`, the next equal one of that archive `libx/m.2`. Those whose names collide are all named by their
-    path relative to their deepest common directory, and with the extension if that is not enough.
+    path relative to their deepest common directory, and with the extension if that is not enough. Standard input
+    is always `stdin`: a file of that name gets its directory's name in front.
     """
     directories = [_directory(origin.path) for origin in origins]
+    fixed = {index for index, origin in enumerate(origins) if origin.path is None}
     short = _short_names(origins)
     names = ["/".join(parts) for parts in short]
     bases: dict[int, int] = {}
     for parts in (short, [_long_name(origin) for origin in origins]):
         for group in _collisions(names):
-            common = _common([directories[index] for index in group])
-            for index in group:
+            files = [index for index in group if index not in fixed]
+            common = _common([directories[index] for index in files])
+            if len(files) < len(group):
+                common = max(0, min(common, *(len(directories[index]) - 1 for index in files)))
+            for index in files:
                 bases[index] = min(common, bases.get(index, common))
                 names[index] = "/".join((*directories[index][bases[index] :], *parts[index]))
-    return _numbered(names)
+    return _numbered(names, fixed)
 
 
 def _common(directories: Sequence[tuple[str, ...]]) -> int:
@@ -52,7 +58,9 @@ def _common(directories: Sequence[tuple[str, ...]]) -> int:
     return next((depth for depth, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def _directory(path: Path) -> tuple[str, ...]:
+def _directory(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
     parts = Path(os.path.normpath(path)).parent.parts
     return tuple(_component(part) for part in parts[1:])
 
@@ -61,6 +69,9 @@ def _short_names(origins: Sequence[Origin]) -> list[tuple[str, ...]]:
     seen: dict[tuple[Path, str], int] = defaultdict(int)
     names: list[tuple[str, ...]] = []
     for origin in origins:
+        if origin.path is None:
+            names.append((_STDIN,))
+            continue
         stem = _stem(origin.path.name)
         if origin.member is None:
             names.append((_component(stem),))
@@ -73,6 +84,8 @@ def _short_names(origins: Sequence[Origin]) -> list[tuple[str, ...]]:
 
 
 def _long_name(origin: Origin) -> tuple[str, ...]:
+    if origin.path is None:
+        return (_STDIN,)
     file = _component(origin.path.name)
     return (file,) if origin.member is None else (file, _component(_base_name(origin.member)))
 
@@ -105,12 +118,12 @@ def _collisions(names: Sequence[str]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _numbered(names: list[str]) -> list[str]:
-    """`names` with numbers behind those that are still equal."""
+def _numbered(names: list[str], fixed: Set[int]) -> list[str]:
+    """`names` with numbers behind those that are still equal; those at the indexes `fixed` stay."""
     taken = set(names)
     for group in _collisions(names):
         number = 2
-        for index in group[1:]:
+        for index in sorted(group, key=lambda index: index not in fixed)[1:]:
             while f"{names[index]}.{number}" in taken:
                 number += 1
             names[index] = f"{names[index]}.{number}"
