@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import trio
 
 from tests.leftovers import descendants, descriptors
-from workers.action import Action, ActionResult, place, run
+from workers.action import Action, ActionResult, run
+from workers.placing import place
 
 pytestmark = pytest.mark.process
 
@@ -299,3 +301,63 @@ def test_place_that_fails_leaves_no_temporary_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"exists|directory"):
         place(_file(tmp_path / "source"), tmp_path / "file" / "out")
     assert _names(tmp_path) == ["file", "out", "source"]
+
+
+def _obstacle(kind: str, path: Path) -> None:
+    match kind:
+        case "FIFO":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+        case "directory":
+            path.mkdir()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "directory"])
+def test_place_never_replaces_what_is_no_regular_file(tmp_path: Path, kind: str, linked: bool) -> None:
+    _obstacle(kind, tmp_path / "there")
+    before = (tmp_path / "there").lstat()
+    destination = tmp_path / "there"
+    if linked:
+        destination = tmp_path / "link"
+        destination.symlink_to("there")
+    with pytest.raises(OSError, match=f"it is a {kind}") as caught:
+        place(_file(tmp_path / "source"), destination)
+    assert caught.value.strerror == f"it is a {kind}"
+    after = (tmp_path / "there").lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert destination.is_symlink() is linked
+
+
+def test_place_writes_into_a_character_device(tmp_path: Path) -> None:
+    # Only the link could be replaced here, whatever goes wrong.
+    null = tmp_path / "null"
+    null.symlink_to("/dev/null")
+    assert place(_file(tmp_path / "source"), null) == 7
+    assert null.is_symlink()
+    assert _names(tmp_path) == ["null"]
+
+
+def test_place_leaves_a_device_a_device(tmp_path: Path) -> None:
+    device = tmp_path / "zero"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+        device.write_bytes(b"")
+    except OSError:
+        pytest.skip("making devices takes more rights than this test has")
+    assert place(_file(tmp_path / "source"), device) == 7
+    assert stat.S_ISCHR(device.lstat().st_mode)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_place_writes_to_what_a_link_points_to(tmp_path: Path, dangling: bool) -> None:
+    (tmp_path / "deep").mkdir()
+    if not dangling:
+        (tmp_path / "deep" / "file").write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to("deep/file")
+    place(_file(tmp_path / "source"), link)
+    assert link.is_symlink()
+    assert (tmp_path / "deep" / "file").read_bytes() == b"content"

@@ -212,6 +212,23 @@ async def test_what_clang_does_not_have_is_refused_in_its_words(
         await backend.prepare(target, OPTIONS)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"relocation_model": RelocationModel.ROPI},
+        {"code_model": CodeModel.TINY},
+        {"sanitizers": frozenset({Sanitizer.THREAD, Sanitizer.MEMORY})},
+    ],
+)
+async def test_refusals_end_where_the_drivers_words_end(backend: LlvmBackend, changes: dict[str, Any]) -> None:
+    with trio.fail_after(30), pytest.raises(RequestError) as caught:
+        await backend.prepare(Target(TRIPLE, ""), evolve(OPTIONS, **changes))
+    message = str(caught.value)
+    assert "-cc1" not in message
+    assert "in-process" not in message
+    assert "\n" not in message
+
+
 async def test_extra_passes_need_an_architecture_of_lld(backend: LlvmBackend) -> None:
     options = evolve(OPTIONS, extra_passes="function(dce)")
     with trio.fail_after(30), pytest.raises(RequestError, match="does not know the architecture"):
@@ -231,6 +248,7 @@ async def test_extra_passes_need_an_architecture_of_lld(backend: LlvmBackend) ->
         ({"time_limit": 0.0}, "time limit"),
         ({"time_limit": float("nan")}, "time limit"),
         ({"memory_limit": 0}, "memory limit"),
+        ({"memory_limit": 2**20}, "64 MiB"),
         ({"prepopulate_passes": False, "sanitizers": frozenset({Sanitizer.ADDRESS})}, "switched off"),
     ],
 )

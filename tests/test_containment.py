@@ -8,7 +8,8 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.leftovers import descendants, descriptors
 from tests.samples import ABORTING_IR, GOOD_IR, LAYOUT, TRIPLE, UNPARSABLE_IR, compile_c, small_c, zig
 from tests.test_backend_contract import hanging_ir
 from workers.errors import RequestError
+from workers.llvm.choice import host_triple
 from workers.llvm.codegen import LlvmBackend, open_llvm_backend
 from workers.work import (
     CodegenOptions,
@@ -29,6 +31,7 @@ from workers.work import (
     Finished,
     Module,
     Optimize,
+    OptLevel,
     Sanitizer,
     Severity,
     Target,
@@ -149,6 +152,26 @@ async def test_a_hang(backend: LlvmBackend, tmp_path: Path, options: CodegenOpti
     assert _reproduce(diagnostic, tmp_path).returncode in (137, -signal.SIGKILL)
 
 
+@pytest.mark.parametrize("options", [TOOLCHAIN, LLVMLITE], ids=["toolchain", "llvmlite"])
+async def test_a_time_limit_is_honoured_however_short(
+    backend: LlvmBackend, tmp_path: Path, options: CodegenOptions
+) -> None:
+    diagnostic = await _failure(backend, _item(HANGING, evolve(options, time_limit=1e-5), tmp_path))
+    assert "1e-05 s" in diagnostic.message
+    assert diagnostic.reproducer is not None
+    assert "timeout -s KILL 0.00001 " in (diagnostic.reproducer / "repro.sh").read_text()
+    assert _reproduce(diagnostic, tmp_path).returncode in (137, -signal.SIGKILL)
+
+
+async def test_a_step_without_any_time_left_agrees_with_its_reproducer(backend: LlvmBackend, tmp_path: Path) -> None:
+    # The first kind is done in time, or not: whichever step runs out of it, the module's limit is what is told.
+    emit = frozenset({EmitKind.BITCODE, EmitKind.IR, EmitKind.OBJECT, EmitKind.ASSEMBLY})
+    diagnostic = await _failure(backend, _item(GOOD_IR, evolve(TOOLCHAIN, time_limit=0.02, emit=emit), tmp_path))
+    assert "0.02 s" in diagnostic.message
+    assert diagnostic.reproducer is not None
+    assert "timeout -s KILL 0.02 " in (diagnostic.reproducer / "repro.sh").read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 @pytest.mark.parametrize("options", [TOOLCHAIN, LLVMLITE], ids=["toolchain", "llvmlite"])
 async def test_a_compiler_that_is_killed(
@@ -172,8 +195,7 @@ async def test_a_compiler_that_is_killed(
     (diagnostic,) = result.diagnostics
     assert diagnostic.reproducer is not None
     if number is signal.SIGKILL:
-        assert "killed" in diagnostic.message
-        assert "by the kernel for lack of memory" in diagnostic.message
+        assert "was killed (SIGKILL) by somebody else or, if memory was short, by the kernel" in diagnostic.message
     else:
         assert "SIGSEGV" in diagnostic.message
     (good,) = await _compile(backend, _item(GOOD_IR, options, tmp_path))
@@ -207,6 +229,95 @@ async def test_the_memory_limit(backend: LlvmBackend, tmp_path: Path, options: C
     (diagnostic,) = huge.diagnostics
     assert "memory" in diagnostic.message
     assert _reproduce(diagnostic, tmp_path).returncode != 0
+
+
+async def test_a_crash_at_the_memory_limit_is_put_down_to_it(backend: LlvmBackend, tmp_path: Path) -> None:
+    # Too little for the program itself.
+    options = evolve(TOOLCHAIN, memory_limit=100 * 2**20)
+    diagnostic = await _failure(backend, _item(GOOD_IR, options, tmp_path))
+    assert "most likely because of its memory limit of 100 MiB" in diagnostic.message
+
+
+_FOREIGN_FEATURES = "+avx,+cx8,+fxsr,+mmx,+sse,+sse2"
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("+avx,+sse2", {"'+avx' is not a recognized feature for this target"}),
+        (_FOREIGN_FEATURES, {"the module's functions name 6 CPU features of another target: '+avx', '+cx8', '+fxsr'"}),
+    ],
+)
+async def test_features_of_another_target_are_told_once(
+    backend: LlvmBackend, tmp_path: Path, features: str, expected: set[str]
+) -> None:
+    text = "".join(
+        f"define i32 @f{number}() #{number} {{ ret i32 1 }}\nattributes #{number} = "
+        f'{{ "target-features"="{features}" "n"="{number}" }}\n'
+        for number in range(3)
+    )
+    options = evolve(TOOLCHAIN, target_triple="aarch64-unknown-linux-gnu")
+    (result,) = await _compile(backend, _item(text, options, tmp_path))
+    assert isinstance(result, Failed)
+    messages = [diagnostic.message for diagnostic in result.diagnostics]
+    assert len(messages) == (1 if features == _FOREIGN_FEATURES else 2)
+    assert all(any(part in message for message in messages) for part in expected)
+    assert not any("ignoring" in message for message in messages)
+
+
+@pytest.mark.parametrize("options", [TOOLCHAIN, LLVMLITE], ids=["toolchain", "llvmlite"])
+@pytest.mark.parametrize("triple", ["unknown-unknown-unknown", "unknown-unknown", "unknown"])
+async def test_an_unknown_triple_is_none(
+    backend: LlvmBackend, tmp_path: Path, options: CodegenOptions, triple: str
+) -> None:
+    text = f'target triple = "{triple}"\ndefine i32 @f() {{ ret i32 1 }}\n'
+    module = Module("m", text.encode())
+    target = backend.inspect(module, options).target
+    assert target.triple == host_triple()
+    (result,) = await _compile(backend, evolve(_item(text, options, tmp_path), target=Target(triple, "")))
+    assert isinstance(result, Finished), result
+
+
+async def test_llvmlite_refuses_what_only_clang_resolves(backend: LlvmBackend, tmp_path: Path) -> None:
+    options = evolve(LLVMLITE, target_cpu="native")
+    with pytest.raises(RequestError, match="'native'"):
+        backend.check(options)
+    (result,) = await _compile(backend, _item(GOOD_IR, evolve(options, engine=Engine.AUTO), tmp_path))
+    assert isinstance(result, Finished), result
+    assert result.engine is Engine.TOOLCHAIN
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for an input and no more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system takes more rights than this test has")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("taken", [200, 252, 256])
+@pytest.mark.parametrize("options", [TOOLCHAIN, LLVMLITE], ids=["toolchain", "llvmlite"])
+async def test_a_full_disk_is_said(small_disk: Path, tmp_path: Path, options: CodegenOptions, taken: int) -> None:
+    big = GOOD_IR + '\n@big = global [100000 x i8] c"' + "a" * 100_000 + '"\n'
+    async with open_llvm_backend(scratch_dir=small_disk, environ={}, limit=1) as backend:
+        # Planned while there is space.
+        (good,) = await _compile(backend, _item(GOOD_IR, options, tmp_path))
+        assert isinstance(good, Finished)
+        with suppress(OSError), (small_disk / "hog").open("wb", buffering=0) as hog:
+            for _ in range(taken // 4):
+                hog.write(b"x" * 4096)
+        # A question to the driver that cannot be asked, and a module that cannot be compiled.
+        await backend.compile([_item(GOOD_IR, evolve(options, opt_level=OptLevel.O3), tmp_path)])
+        (result,) = await _compile(backend, _item(big, options, tmp_path))
+        (small_disk / "hog").unlink()
+        (again,) = await _compile(backend, _item(GOOD_IR, evolve(options, opt_level=OptLevel.O3), tmp_path))
+        assert isinstance(again, Finished), "a full disk is remembered"
+    assert isinstance(result, Failed)
+    assert re.search("no space left on|No space left on device", result.diagnostics[0].message), result
 
 
 async def test_plain_errors_have_clangs_words_and_no_reproducer(backend: LlvmBackend, tmp_path: Path) -> None:

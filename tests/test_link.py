@@ -365,3 +365,34 @@ async def test_cancelling_leaves_nothing(
     assert (tmp_path / "a.out").read_text() == "old"
     children = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
     assert "".join(children).split() == []
+
+
+@pytest.mark.parametrize("kind", [LinkKind.EXECUTABLE, LinkKind.STATIC])
+async def test_outputs_that_are_links_or_devices_stay_what_they_are(
+    kind: LinkKind, wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path, cache: str
+) -> None:
+    if kind is LinkKind.EXECUTABLE and shutil.which("cc") is None:
+        pytest.skip("without a compiler on the machine, zig would build a C library for this")
+    environ = {**os.environ, "XDG_CACHE_HOME": cache}
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/output")
+    os.mkfifo(tmp_path / "fifo")
+    arguments = ("-lm",) if kind is LinkKind.EXECUTABLE else ()
+    await linked(item(objects, kind, tmp_path / "link", *arguments), wheel, tmp_path, environ)
+    assert (tmp_path / "link").is_symlink()
+    assert os.access(tmp_path / "real" / "output", os.X_OK) is (kind is LinkKind.EXECUTABLE)
+    result = await perform(item(objects, kind, tmp_path / "null", *arguments), wheel, tmp_path, environ)
+    assert isinstance(result, Linked), result
+    assert (tmp_path / "null").is_symlink()
+    message = await failure(item(objects, kind, tmp_path / "fifo", *arguments), wheel, tmp_path, environ)
+    assert message == f"{tmp_path / 'fifo'}: it is a FIFO"
+
+
+async def test_a_place_that_cannot_be_written_is_named_as_the_user_named_it(
+    wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
+) -> None:
+    # Nobody, root included, makes files in /proc.
+    message = await failure(item(objects, LinkKind.STATIC, Path("/proc/x.a")), wheel, tmp_path)
+    assert message.startswith("/proc/x.a: ")
+    assert ".ltod" not in message

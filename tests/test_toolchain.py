@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import trio
 
+from tests.leftovers import descendants, descriptors
 from tests.samples import zig
 from workers.errors import RequestError
+from workers.llvm import toolchain as toolchain_module
+from workers.llvm.codegen import open_llvm_backend
 from workers.llvm.toolchain import LLVM_MAJOR, find_toolchain, survey
 
 pytestmark = pytest.mark.process
@@ -135,3 +141,82 @@ def test_the_systems_llvm_serves_too() -> None:
     if shutil.which(f"clang-{LLVM_MAJOR}") is None:
         pytest.skip(f"clang-{LLVM_MAJOR} is not installed")
     assert find_toolchain(Path("/usr"), {}).version[0] == LLVM_MAJOR
+
+
+def _pid_in(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+async def _gone(pid: int) -> None:
+    with trio.fail_after(10), pytest.raises(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+            await trio.sleep(0.01)
+
+
+_HANGS = (
+    """sleep 1000 & echo $! > "$(dirname "$0")/pid.new"; mv "$(dirname "$0")/pid.new" "$(dirname "$0")/pid"; wait"""
+)
+
+
+async def test_a_hanging_clang_freezes_nothing_and_can_be_cancelled(tmp_path: Path) -> None:
+    _program(tmp_path / "clang", _HANGS)
+    (tmp_path / "scratch").mkdir()
+    before = descriptors(), descendants()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+
+            async def open_it() -> None:
+                async with open_llvm_backend(
+                    toolchain=tmp_path, scratch_dir=tmp_path / "scratch", environ={"PATH": os.environ["PATH"]}
+                ):
+                    raise AssertionError("there is no toolchain")
+
+            nursery.start_soon(open_it)
+            while (pid := _pid_in(tmp_path / "pid")) is None:  # noqa: ASYNC110 (nothing tells about it)
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    await _gone(pid)
+    assert (descriptors(), descendants()) == before
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_a_hanging_clang_is_a_finding_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _program(tmp_path / "clang", _HANGS)
+    _program(tmp_path / "ld.lld", "exit 1")
+    monkeypatch.setattr(toolchain_module, "_QUESTION_SECONDS", 1.0)
+    with pytest.raises(RequestError, match="does not tell its version within"):
+        find_toolchain(tmp_path, {})
+    pid = _pid_in(tmp_path / "pid")
+    assert pid is not None
+    await _gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("echo LLVM version 21.1.0", f"is clang 21.1.0, and ltod needs {LLVM_MAJOR}"),
+        ("echo hello", "does not tell its version"),
+        ("kill -9 $$", f"exit status -{int(signal.SIGKILL)}"),
+    ],
+)
+async def test_a_backend_is_refused_in_the_same_words(tmp_path: Path, script: str, complaint: str) -> None:
+    _program(tmp_path / "clang", script)
+    with pytest.raises(RequestError, match=complaint) as caught:
+        async with open_llvm_backend(toolchain=tmp_path, scratch_dir=tmp_path, environ={}):
+            pass
+    with pytest.raises(RequestError) as blocking:
+        find_toolchain(tmp_path, {})
+    assert str(caught.value) == str(blocking.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clang"]
+
+
+async def test_a_file_that_is_no_program_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    (tmp_path / "clang").write_bytes(b"\x01\x02")
+    (tmp_path / "clang").chmod(0o755)
+    with pytest.raises(RequestError, match="from the configuration: it cannot be started: Exec format error; "):
+        async with open_llvm_backend(toolchain=tmp_path, scratch_dir=tmp_path, environ={}):
+            pass

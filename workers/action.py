@@ -1,7 +1,7 @@
 """Hermetic runs of a tool: what goes in, what comes out, and nothing else.
 
-Here belong the `Action` (one run, described completely), `run` (which performs it on this machine) and `place`
-(which moves an output to where it was asked for). Nothing here knows LLVM.
+Here belong the `Action` (one run, described completely) and `run` (which performs it on this machine); what becomes of
+its outputs is the business of `workers.placing`. Nothing here knows LLVM.
 
 An action sees a directory of its own with its inputs at the relative paths that it names, an environment that holds
 only what it names, no standard input, and limits on time and address space. Inputs are *copied*: through a hard or
@@ -10,7 +10,8 @@ what is compiled. A copy costs about 30 microseconds for a small module and is n
 large one.
 
 A tool runs in a process group of its own, and the group is killed as a whole before its leader is reaped, on every
-path: while the leader is a zombie its number cannot be given to a stranger.
+path: while the leader is a zombie its number cannot be given to a stranger. Should this process be killed meanwhile,
+the keeper of the directory (`workers.keeper`), if it has one, does the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import secrets
 import shutil
 import signal
 import stat
@@ -32,7 +32,9 @@ from typing import IO
 import trio
 from attrs import field, frozen
 
-__all__ = ["Action", "ActionResult", "place", "run"]
+from workers.keeper import Keeper, keeper_of
+
+__all__ = ["Action", "ActionResult", "run"]
 
 _CAPTURE_BYTES = 128 * 1024
 """How much of a tool's output is kept from its beginning, and as much again from its end."""
@@ -42,6 +44,9 @@ _THREAD_BYTES = 1024 * 1024
 
 _REAP_SECONDS = 30.0
 """How long a killed process may take to die: only a process stuck in the kernel needs any time at all."""
+
+_FULL_BYTES = 1024 * 1024
+"""A disk with less than this is as good as full."""
 
 _COPY_CHUNK = 1024 * 1024
 
@@ -59,7 +64,7 @@ class Action:
     `argv` starts with the tool's absolute path; every other path in it is relative to the action's directory.
     `inputs` maps a relative path to a file or to the content itself; `outputs` are the relative paths of the files
     that the tool is expected to write. `time_limit` is in seconds of wall time, `memory_limit` in bytes of address
-    space (`None`: no limit).
+    space (`None`: no limit). Without any time, a run times out at once.
     """
 
     argv: tuple[str, ...]
@@ -93,6 +98,8 @@ class ActionResult:
     peak_rss_bytes: int = 0
     missing: tuple[str, ...] = ()
     """Declared outputs that are not there, are empty, or are not regular files."""
+    disk_full: bool = False
+    """Whether the tool failed without a word and there is next to no space left where it ran."""
 
     @property
     def succeeded(self) -> bool:
@@ -115,7 +122,8 @@ async def run(
     try:
         base = Path(tempfile.mkdtemp(prefix="action-", dir=scratch))
     except OSError as error:
-        yield ActionResult(directory=scratch, not_started=f"cannot make a directory in {scratch}: {error.strerror}")
+        reason = _no_space(error, scratch) or f"cannot make a directory in {scratch}: {error.strerror}"
+        yield ActionResult(directory=scratch, not_started=reason)
         return
     try:
         yield await _run_in(action, base, stderr_to)
@@ -130,7 +138,8 @@ async def _run_in(action: Action, base: Path, stderr_to: Callable[[IO[bytes]], o
             await _lay_down(content, base / name)
         except OSError as error:
             source = content if isinstance(content, Path) else name
-            return ActionResult(directory=base, not_started=f"cannot lay down {source}: {error.strerror or error}")
+            reason = _no_space(error, base.parent) or f"cannot lay down {source}: {error.strerror or error}"
+            return ActionResult(directory=base, not_started=reason)
     try:
         with (
             tempfile.TemporaryFile(dir=base, buffering=0) as stdout,
@@ -142,11 +151,26 @@ async def _run_in(action: Action, base: Path, stderr_to: Callable[[IO[bytes]], o
                 await trio.to_thread.run_sync(stderr_to, stderr)
             return result
     except OSError as error:
-        return ActionResult(directory=base, not_started=f"cannot run {action.argv[0]}: {error.strerror}")
+        reason = _no_space(error, base.parent) or f"cannot run {action.argv[0]}: {error.strerror}"
+        return ActionResult(directory=base, not_started=reason)
+
+
+def _no_space(error: OSError, scratch: Path) -> str | None:
+    return f"no space left on {scratch}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+
+
+def _is_full(action: Action, base: Path) -> bool:
+    """Whether there is next to no space; the tool may have removed what it had written, which is taken into account."""
+    with suppress(OSError):
+        disk = os.statvfs(base)
+        inputs = sum((base / name).stat().st_size for name in action.inputs)
+        return disk.f_bavail * disk.f_frsize < _FULL_BYTES + 4 * inputs
+    return False
 
 
 async def _spawn(action: Action, base: Path, stdout: IO[bytes], stderr: IO[bytes]) -> ActionResult:
     started = trio.current_time()
+    keeper = keeper_of(base)
     try:
         process = subprocess.Popen(  # noqa: ASYNC220 (a vfork and an exec: it does not wait for the tool)
             action.argv,
@@ -164,26 +188,30 @@ async def _spawn(action: Action, base: Path, stdout: IO[bytes], stderr: IO[bytes
     timed_out = True
     sampled = 0
     try:
+        if keeper is not None:
+            keeper.add(process.pid)
         _limit(process.pid, action.memory_limit)
-        with trio.move_on_after(action.time_limit):
+        with trio.move_on_after(max(0.0, action.time_limit)):
             sampled = await _until_exit(process.pid)
             timed_out = False
     finally:
-        usage = await _kill_and_reap(process)
+        usage = await _kill_and_reap(process, keeper)
     returncode = process.returncode
     if usage is None or returncode is None:
         message = f"process {process.pid} did not die within {_REAP_SECONDS:g} s of being killed"
         return ActionResult(directory=base, not_started=message)
+    said = _capture(stderr)
     return ActionResult(
         directory=base,
         status=returncode if returncode >= 0 and not timed_out else None,
         signal=-returncode if returncode < 0 and not timed_out else None,
         timed_out=timed_out,
         stdout=_capture(stdout),
-        stderr=_capture(stderr),
+        stderr=said,
         seconds=trio.current_time() - started,
         peak_rss_bytes=_peak_rss(usage, sampled),
         missing=tuple(name for name in action.outputs if not _is_output(base / name)),
+        disk_full=returncode > 0 and not said and _is_full(action, base),
     )
 
 
@@ -220,10 +248,12 @@ async def _until_exit(pid: int) -> int:
         os.close(pidfd)
 
 
-async def _kill_and_reap(process: subprocess.Popen[bytes]) -> resource.struct_rusage | None:
+async def _kill_and_reap(process: subprocess.Popen[bytes], keeper: Keeper | None) -> resource.struct_rusage | None:
     """Kill what is left of the group, reap its leader, and say what that used (`None`: it does not die)."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    if keeper is not None:
+        keeper.remove(process.pid)
     with trio.CancelScope(shield=True, deadline=trio.current_time() + _REAP_SECONDS):
         pause = 0.0005
         while True:
@@ -313,36 +343,3 @@ async def _remove_tree(base: Path) -> None:
         if not base.exists():
             return
         await trio.sleep(pause)
-
-
-def place(source: Path, destination: Path) -> int:
-    """Move an output to its destination atomically, as a file of mode 0644 less the umask. Returns its bytes.
-
-    Directories above it are made. On the same file system it is a rename, else a copy under a temporary name in the
-    destination's directory followed by a rename. Raises `OSError` and leaves no temporary file when that fails.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    found = source.stat()
-    # The tool made the file with 0666 less the umask: clearing bits keeps the umask without reading it, which
-    # cannot be done without setting it for a moment.
-    source.chmod(stat.S_IMODE(found.st_mode) & 0o644)
-    try:
-        source.replace(destination)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        _place_across(source, destination)
-    return found.st_size
-
-
-def _place_across(source: Path, destination: Path) -> None:
-    temporary = destination.parent / f".ltod-{secrets.token_hex(8)}"
-    try:
-        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with source.open("rb") as data, os.fdopen(target, "wb") as copy:
-            shutil.copyfileobj(data, copy, _COPY_CHUNK)
-        temporary.replace(destination)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    source.unlink()

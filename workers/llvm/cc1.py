@@ -64,6 +64,9 @@ PROFILE = "profile.profdata"
 
 _PROFILE_FLAG = "-fprofile-instrument-use-path="
 
+_LEAST_MEMORY = 64 * 2**20
+"""No LLVM starts with less. The limit is one of address space, of which a static clang alone takes 185 MiB."""
+
 _DROPPED = frozenset({"-disable-free", "-emit-obj", "-S"})
 _DROPPED_WITH_VALUE = frozenset({"-main-file-name", "-resource-dir", "-o", "-x", "-dumpdir"})
 _DROPPED_PREFIXES = (
@@ -103,8 +106,11 @@ def check_options(options: CodegenOptions) -> None:
         raise RequestError("nothing to emit: name at least one of obj, asm, bc and ir")
     if not options.time_limit > 0:
         raise RequestError(f"the time limit is {options.time_limit:g} s: give a positive number of seconds")
-    if options.memory_limit is not None and options.memory_limit <= 0:
-        raise RequestError(f"the memory limit is {options.memory_limit}: give a positive number of bytes")
+    if options.memory_limit is not None and options.memory_limit < _LEAST_MEMORY:
+        raise RequestError(
+            f"the memory limit is {options.memory_limit} bytes, with which nothing compiles: give at least "
+            f"{_LEAST_MEMORY} ({_LEAST_MEMORY // 2**20} MiB)"
+        )
     if options.target_triple is not None and not _WORD.fullmatch(options.target_triple):
         raise RequestError(f"not a target triple: {options.target_triple!r}")
     if options.target_cpu is not None and not _CPU_WORD.fullmatch(options.target_cpu):

@@ -26,7 +26,7 @@ from workers.llvm.cc1 import BATCHABLE, options_key
 from workers.llvm.llvmlite_request import unsupported
 from workers.work import CodegenOptions, Engine, Estimate, OptLevel
 
-__all__ = ["LLVMLITE_BYTES", "choose", "estimate", "host_triple"]
+__all__ = ["LLVMLITE_BYTES", "choose", "estimate", "host_triple", "own_triple"]
 
 LLVMLITE_BYTES = 2800
 """AUTO gives modules up to this size to llvmlite."""
@@ -72,6 +72,14 @@ def estimate(llvmlite_bytes: int, size: int, triple: str, options: CodegenOption
     if engine is Engine.LLVMLITE or (one_run and size <= _BATCH_BYTES):
         return Estimate(seconds, peak, f"{engine.value} {triple} {options_key(options)}")
     return Estimate((seconds + _START_SECONDS) * len(options.emit), peak)
+
+
+def own_triple(named: str) -> str:
+    """The triple of a module that names `named`: this machine's where that says nothing.
+
+    llvmlite writes `unknown-unknown-unknown` where nobody sets a triple.
+    """
+    return named if any(part not in ("", "unknown") for part in named.split("-")) else host_triple()
 
 
 def host_triple() -> str:

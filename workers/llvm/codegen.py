@@ -20,12 +20,12 @@ from pathlib import Path
 
 from attrs import frozen
 
-from workers.action import place
 from workers.backend import Inspection
 from workers.errors import ModuleError, RequestError
+from workers.keeper import Keeper
 from workers.llvm.cc1 import SUFFIX, check_options, check_triple, options_key
-from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple
-from workers.llvm.failures import describe_signal, parse_messages
+from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, own_triple
+from workers.llvm.failures import describe_signal, of_another_target, parse_messages
 from workers.llvm.inputs import inspect_content, llvm_content
 from workers.llvm.link import link
 from workers.llvm.llvmlite_pool import Compiled, Died, LlvmlitePool, Outcome, Rejected, Unsuitable
@@ -34,8 +34,9 @@ from workers.llvm.oom import OomWatch
 from workers.llvm.planner import Planner
 from workers.llvm.profile import check_profile
 from workers.llvm.reproducer import Reproducer, reproduced
-from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, find_toolchain
+from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, ask_toolchain
 from workers.llvm.toolchain_engine import Report, Task, ToolchainEngine
+from workers.placing import place
 from workers.work import (
     Artifact,
     CodegenOptions,
@@ -111,7 +112,7 @@ class LlvmBackend:
     def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
         """Look at a module's header. Raises `ModuleError`."""
         header = inspect_content(module, max_major=LLVM_MAJOR)
-        triple = options.target_triple or header.triple or host_triple()
+        triple = options.target_triple or own_triple(header.triple)
         try:
             check_triple(triple)
         except RequestError as error:
@@ -144,7 +145,7 @@ class LlvmBackend:
     ) -> Iterable[_Work]:
         """Say of every item who compiles it and where its outputs grow; of what cannot start, add the result."""
         for index, item in enumerate(batch):
-            triple = item.options.target_triple or item.target.triple or host_triple()
+            triple = item.options.target_triple or own_triple(item.target.triple)
             engine = choose(self._llvmlite_bytes, item.size, triple, item.options)
             try:
                 self.check(item.options)
@@ -184,7 +185,7 @@ class LlvmBackend:
         item = task.item
         match outcome:
             case Compiled():
-                messages = parse_messages(outcome.stderr, {})
+                messages = of_another_target(parse_messages(outcome.stderr, {}))
                 warnings = tuple(Diagnostic(one.severity, item.name, one.text) for one in messages)
                 failed = any(one.severity is Severity.ERROR for one in messages)
                 return Report(failed, outcome.seconds, outcome.peak_rss_bytes, warnings)
@@ -234,6 +235,8 @@ async def open_llvm_backend(
 ) -> AsyncIterator[LlvmBackend]:
     """Find the toolchain and make a backend; on leaving, all its processes and files are gone.
 
+    They are also gone soon after this process is killed: see `workers.keeper`.
+
     `toolchain` is a configured directory, before `LTOD_TOOLCHAIN`. Temporary files go below `scratch_dir`, else
     below `TMPDIR`: a real disk by default, for intermediate files of large builds do not fit into memory beside the
     compilers that make them. At most `limit` batches are expected at a time (default: one per CPU).
@@ -241,17 +244,19 @@ async def open_llvm_backend(
 
     Raises `RequestError` where there is no toolchain, or no place for temporary files.
     """
-    found = find_toolchain(toolchain, environ)
     parent = scratch_dir or Path(environ.get("TMPDIR") or tempfile.gettempdir())
     try:
         scratch = Path(tempfile.mkdtemp(prefix="ltod-", dir=parent.absolute()))
     except OSError as error:
         raise RequestError(f"cannot make temporary files in {parent}: {error.strerror}; set TMPDIR") from error
+    keeper = Keeper(scratch)
     try:
+        found = await ask_toolchain(toolchain, environ, scratch)
         async with LlvmlitePool(limit or os.cpu_count() or 1, scratch) as pool:
             yield LlvmBackend(found, pool, scratch, environ, llvmlite_bytes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        await keeper.close()
 
 
 def _grouped(works: Iterable[_Work]) -> list[list[_Work]]:

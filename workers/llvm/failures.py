@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
 from workers.action import ActionResult
 from workers.work import EmitKind, Severity
 
-__all__ = ["Message", "Verdict", "describe_signal", "foreign_output", "judge", "parse_messages"]
+__all__ = ["Message", "Verdict", "describe_signal", "foreign_output", "judge", "of_another_target", "parse_messages"]
 
 _MESSAGE_CHARACTERS = 4000
 _MESSAGES = 50
@@ -29,10 +29,20 @@ _HEAD = re.compile(
 )
 _SUMMARY = re.compile(r"\d+ (?:warnings?|errors?)(?: and \d+ errors?)? generated\.")
 _ECHO = re.compile(r"(?:error|warning): cannot compile inline asm(?: \[-W[a-z-]+\])?")  # what it follows says why
-_ABORT_TAIL = re.compile(r"PLEASE submit a bug report|Stack dump:")
+# What follows is no part of a message: a stack, or what the driver would have run.
+_TAIL = re.compile(r"PLEASE submit a bug report|Stack dump:| \(in-process\)$| \"\S+\" \"-cc1\" ")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WRONG_PIPELINE = "unable to parse pass pipeline description"
-_IGNORED_OPTION = ("is not a recognized feature for this target", "is not a recognized processor for this target")
+_IGNORED_OPTION = re.compile(
+    r"('[^']*' is not a recognized (?:feature|processor) for this target)(?: \(ignoring (?:feature|processor)\))?"
+)
+_UNKNOWN_NAMES = 3
+"""More names of features and processors than this are those of another target, and not mistakes."""
+
+_NO_SPACE = "No space left on device"
+_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
+_MAPPED_BYTES = 256 * 2**20
+"""What tools map without using it: a limit of the address space is reached long before the memory used is."""
 
 
 @frozen
@@ -45,11 +55,15 @@ class Message:
 
 @frozen
 class Verdict:
-    """`messages` holds an error exactly if the run `failed`; `fault` says that the tool is to blame."""
+    """`messages` holds an error exactly if the run `failed`; `fault` says that the tool is to blame.
+
+    A `passing` failure is this machine's at this moment: it says nothing about the module or the request.
+    """
 
     messages: tuple[Message, ...]
     failed: bool = False
     fault: bool = False
+    passing: bool = False
 
 
 def judge(
@@ -67,7 +81,7 @@ def judge(
     `out_of_memory` tells whether the kernel has killed for lack of memory lately (read for `SIGKILL` only).
     """
     if result.not_started is not None:
-        return _failure(result.not_started)
+        return _failure(result.not_started, passing=True)
     stderr = result.stderr.decode(errors="replace")
     if result.timed_out:
         return _fault(f"{tool} was still running after its time limit of {time_limit:g} s")
@@ -75,7 +89,9 @@ def judge(
     first_error = next((message.text for message in messages if message.severity is Severity.ERROR), None)
     if first_error is not None and _WRONG_PIPELINE in first_error:
         return _failure(first_error)
-    memory = "" if memory_limit is None else f" (memory limit {_mib(memory_limit)}, used {_mib(result.peak_rss_bytes)})"
+    if result.disk_full or (result.status != 0 and first_error is not None and _NO_SPACE in first_error):
+        return _failure(f"no space left on {result.directory.parent}", passing=True)
+    memory = _about_memory(result, stderr, memory_limit, first_error)
     if result.signal is not None:
         how = describe_signal(result.signal, out_of_memory=out_of_memory, peak_rss_bytes=result.peak_rss_bytes)
         reason = f": {first_error}" if first_error is not None else ""
@@ -94,8 +110,31 @@ def judge(
     return Verdict(messages)
 
 
-def _failure(text: str) -> Verdict:
-    return Verdict((Message(Severity.ERROR, _tidy(text)),), failed=True)
+def _about_memory(result: ActionResult, stderr: str, limit: int | None, first_error: str | None) -> str:
+    """What a limit of memory has to do with it that the tool did not end well, as a part of a sentence."""
+    if limit is None:
+        return ""
+    used = _mib(result.peak_rss_bytes)
+    crashed = result.signal in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
+    is_near = result.peak_rss_bytes + _MAPPED_BYTES >= limit / 2
+    if any(sign in stderr for sign in _OUT_OF_MEMORY) or (crashed and first_error is None and is_near):
+        return f", most likely because of its memory limit of {_mib(limit)} (it used {used})"
+    return f" (memory limit {_mib(limit)}, used {used})"
+
+
+def of_another_target(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages about a module, with one in place of many about CPUs and features that the target does not have."""
+    unknown = [message for message in messages if _IGNORED_OPTION.fullmatch(message.text)]
+    if len(unknown) <= _UNKNOWN_NAMES:
+        return tuple(messages)
+    examples = ", ".join(message.text.partition(" is not ")[0] for message in unknown[:_UNKNOWN_NAMES])
+    text = f"the module's functions name {len(unknown)} CPU features of another target: {examples} and others"
+    kept = [message for message in messages if message not in unknown]
+    return (Message(Severity.ERROR, text), *kept)
+
+
+def _failure(text: str, *, passing: bool = False) -> Verdict:
+    return Verdict((Message(Severity.ERROR, _tidy(text)),), failed=True, passing=passing)
 
 
 def _fault(text: str) -> Verdict:
@@ -112,8 +151,8 @@ def describe_signal(number: int, *, out_of_memory: bool, peak_rss_bytes: int) ->
         return f"crashed with {name}"
     used = f"; it used {_mib(peak_rss_bytes)}" if peak_rss_bytes else ""
     if out_of_memory:
-        return f"was killed by the kernel for lack of memory{used}"
-    return f"was killed ({name}), most likely by the kernel for lack of memory{used}"
+        return f"was killed ({name}) by the kernel for lack of memory{used}"
+    return f"was killed ({name}) by somebody else or, if memory was short, by the kernel{used}"
 
 
 def _mib(count: int) -> str:
@@ -129,14 +168,15 @@ def parse_messages(stderr: str, names: Mapping[str, str]) -> tuple[Message, ...]
     for line in stderr.splitlines():
         if _SUMMARY.fullmatch(line) or not line.strip() or (parts and _ECHO.fullmatch(line)):
             continue
-        if _ABORT_TAIL.match(line):
+        if _TAIL.match(line):
             break
         head = _HEAD.fullmatch(line)
         if head is not None and head["kind"] not in ("note", "remark"):
             severity = Severity.WARNING if head["kind"] == "warning" else Severity.ERROR
             parts.append((severity, [_place(head, names) + head["text"].removeprefix("error in backend: ")]))
-        elif head is None and any(sign in line for sign in _IGNORED_OPTION):
-            parts.append((Severity.ERROR, [line]))
+        elif head is None and (ignored := _IGNORED_OPTION.fullmatch(line.strip())):
+            if (Severity.ERROR, [ignored[1]]) not in parts:
+                parts.append((Severity.ERROR, [ignored[1]]))
         elif parts:
             parts[-1][1].append(line)
         else:

@@ -5,7 +5,7 @@ Which program does it is the business of `workers.llvm.link_driver`.
 
 The linker sees each object under a path that ends with its module's name. It runs in our working directory, because
 arguments for it (`-Lx`, `-Wl,--version-script=x.map`) are the user's own words. The output grows in a directory of its
-own beside its destination and is moved there when it is whole.
+own beside its destination (beside what a symbolic link points to) and is moved there when it is whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from workers.action import Action, ActionResult, run
 from workers.llvm.failures import describe_signal
 from workers.llvm.link_driver import Driver, DriverError, choose_archiver, choose_driver, kind_flags
 from workers.llvm.toolchain import Toolchain
+from workers.placing import landing, place
 from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity
 
 __all__ = ["link"]
@@ -60,7 +61,7 @@ async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Map
     """
     started = trio.current_time()
     try:
-        async with _directory(scratch_dir) as scratch, _directory(_parent(item)) as beside:
+        async with _directory(scratch_dir) as scratch, _beside(item, scratch) as beside:
             output = beside / item.link.output.name
             names = await trio.to_thread.run_sync(_lay_out, item, scratch)
             if item.link.kind is LinkKind.STATIC:
@@ -73,7 +74,7 @@ async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Map
                 if problem is not None:
                     return _failed(item, f"{problem}{': ' if text else ''}{text}", started, result.peak_rss_bytes)
                 size = output.stat().st_size
-                output.replace(item.link.output)
+                _put(output, item.link.output)
                 seconds = trio.current_time() - started
                 diagnostics = _remarks(item, text, command.note if seconds > _NOTEWORTHY_SECONDS else None)
                 return Linked(
@@ -85,20 +86,46 @@ async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Map
         return _failed(item, f"{error.filename or item.link.output}: {error.strerror or error}", started)
 
 
-def _parent(item: Link) -> Path:
-    parent = item.link.output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
+@asynccontextmanager
+async def _beside(item: Link, scratch: Path) -> AsyncIterator[Path]:
+    """Where the output grows. Raises `OSError` in terms of the output."""
+    target = landing(item.link.output.absolute())
+    if target is None:
+        yield _make_directory(scratch)  # removed with it
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = _make_directory(target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(item.link.output)) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @asynccontextmanager
 async def _directory(parent: Path) -> AsyncIterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix=".ltod-link-", dir=parent.absolute()))
+    try:
+        path = _make_directory(parent.absolute())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(parent)) from error
     try:
         yield path
     finally:
         # The linker is dead by now, and removing a few files does not wait for anything.
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_directory(parent: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=".ltod-link-", dir=parent))
+
+
+def _put(output: Path, destination: Path) -> None:
+    try:
+        place(output, destination, mode=0o777)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(destination)) from error
 
 
 def _lay_out(item: Link, scratch: Path) -> dict[str, str]:

@@ -248,7 +248,7 @@ def _how(returncode: int | None) -> str:
         case None:
             return "it does not end, although it was killed"
         case -9:
-            return "killed by SIGKILL: by the kernel for lack of memory, or by someone"
+            return "killed by SIGKILL: by somebody else or, if memory was short, by the kernel"
         case code if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             return f"killed by {name} ({signal.strsignal(-code)})"

@@ -67,6 +67,8 @@ def unsupported(options: CodegenOptions, triple: str) -> str | None:
         return f"llvmlite generates code for this machine's architecture only, not for '{triple}'"
     if target.os != "linux" or target.environment in ("android", "ohos"):
         return f"llvmlite generates code for Linux only, not for '{triple}'"
+    if options.target_cpu == "native":
+        return "llvmlite does not resolve the CPU name 'native'"
     if options.opt_level in _CODEGEN_LEVELS and options.prepopulate_passes:
         return f"llvmlite has no pipeline for -O{options.opt_level.value}"
     if options.merge_functions:

@@ -42,7 +42,7 @@ _NEXT_TO_NOTHING = b"define void @f() {\n  ret void\n}\n"
 
 
 class _NotNowError(RequestError):
-    """A question could not be asked (no memory, no process): it may be asked again."""
+    """A question could not be asked (no memory, no space, no process): it may be asked again."""
 
 
 class Planner:
@@ -125,7 +125,7 @@ class Planner:
             )
             if verdict.failed:
                 errors = "; ".join(one.text for one in verdict.messages if one.severity is Severity.ERROR)
-                raise _NotNowError(errors) if verdict.fault or result.not_started is not None else RequestError(errors)
+                raise _NotNowError(errors) if verdict.fault or verdict.passing else RequestError(errors)
             if output is not None:
                 return evolve(result, stdout=(result.directory / output).read_bytes())
             return result

@@ -102,9 +102,14 @@ def _script(reproducer: Reproducer) -> str:
         lines.append(f"ulimit -v {max(1, reproducer.memory_limit // 1024)} || exit 2")
     command = ["env", "-i", *reproducer.argv]
     if reproducer.hang is not None:
-        command = ["timeout", "-s", "KILL", f"{reproducer.hang:g}", *command]
+        command = ["timeout", "-s", "KILL", _plain_seconds(reproducer.hang), *command]
     lines.append(f"exec {shlex.join(command)} </dev/null")
     return "\n".join(lines) + "\n"
+
+
+def _plain_seconds(seconds: float) -> str:
+    """Without an exponent, which not every `timeout` reads, and never 0, which means no limit to it."""
+    return f"{max(seconds, 1e-6):.6f}".rstrip("0").rstrip(".")
 
 
 def _one_line(text: str) -> str:

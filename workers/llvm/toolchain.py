@@ -11,16 +11,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
 
+from workers.action import Action, run
 from workers.errors import RequestError
 
-__all__ = ["LLVM_MAJOR", "Finding", "Toolchain", "ToolchainReport", "find_toolchain", "survey"]
+__all__ = ["LLVM_MAJOR", "Finding", "Toolchain", "ToolchainReport", "ask_toolchain", "find_toolchain", "survey"]
 
 LLVM_MAJOR = 22
 """The major version of LLVM that this ltod is written for."""
@@ -29,6 +32,10 @@ VARIABLE = "LTOD_TOOLCHAIN"
 
 _QUESTION_SECONDS = 60.0
 """How long a tool may take to tell its version: it takes milliseconds unless the machine is in distress."""
+
+_TOO_SLOW = f"it does not tell its version within {_QUESTION_SECONDS:g} s"
+
+_CLANG_QUESTION = ("-cc1", "-version")
 
 _WHEEL_MEND = "install the wheel: pip install 'ziglang==0.17.1'"
 
@@ -79,20 +86,30 @@ class ToolchainReport:
 
 
 def find_toolchain(configured: Path | None, environ: Mapping[str, str]) -> Toolchain:
-    """Find the toolchain to use; starts clang once to learn its version.
+    """Find the toolchain to use; starts clang once to learn its version, and blocks until it tells.
 
     Raises `RequestError`, with the mend, when a named directory does not serve or there is no toolchain at all.
     """
     candidate = _candidate(configured, environ)
-    version = _version(candidate.clang, ("-cc1", "-version"))
-    if isinstance(version, str):
-        raise RequestError(f"{' '.join(candidate.clang)} from {candidate.origin}: {version}; {candidate.mend}")
-    if version[0] != LLVM_MAJOR:
-        raise RequestError(
-            f"{' '.join(candidate.clang)} from {candidate.origin} is clang {_dotted(version)}, and ltod needs "
-            f"{LLVM_MAJOR}; {candidate.mend}"
-        )
-    return Toolchain(candidate.clang, candidate.lld, version, candidate.origin)
+    return _accepted(candidate, _version(candidate.clang, _CLANG_QUESTION))
+
+
+async def ask_toolchain(configured: Path | None, environ: Mapping[str, str], scratch: Path) -> Toolchain:
+    """Like `find_toolchain`; waits without blocking, and asks in a directory below `scratch`.
+
+    When cancelled, what was started is gone with all its descendants.
+    """
+    candidate = _candidate(configured, environ)
+    action = Action(argv=(*candidate.clang, *_CLANG_QUESTION), inputs={}, time_limit=_QUESTION_SECONDS)
+    async with run(action, scratch) as result:
+        if result.timed_out:
+            version: Version | str = _TOO_SLOW
+        elif result.not_started is not None:
+            version = f"it {result.not_started.replace(f'cannot start {candidate.clang[0]}', 'cannot be started')}"
+        else:
+            status = -result.signal if result.signal is not None else result.status
+            version = _read_version(result.stdout + result.stderr, status)
+    return _accepted(candidate, version)
 
 
 def survey(environ: Mapping[str, str], configured: Path | None = None) -> ToolchainReport:
@@ -105,7 +122,7 @@ def survey(environ: Mapping[str, str], configured: Path | None = None) -> Toolch
         message, _, mend = str(error).partition("; ")
         findings.append(Finding("clang", problem=message, mend=mend or _WHEEL_MEND))
     else:
-        finding, clang_version = _examine("clang", candidate.clang, ("-cc1", "-version"), candidate)
+        finding, clang_version = _examine("clang", candidate.clang, _CLANG_QUESTION, candidate)
         if clang_version is not None and clang_version[0] != LLVM_MAJOR:
             problem = f"it is version {clang_version[0]}, and ltod needs {LLVM_MAJOR}"
             finding = Finding("clang", finding.version, finding.location, finding.origin, problem, candidate.mend)
@@ -175,25 +192,52 @@ def _zig() -> Path | None:
     return None
 
 
+def _accepted(candidate: _Candidate, version: Version | str) -> Toolchain:
+    if isinstance(version, str):
+        raise RequestError(f"{' '.join(candidate.clang)} from {candidate.origin}: {version}; {candidate.mend}")
+    if version[0] != LLVM_MAJOR:
+        raise RequestError(
+            f"{' '.join(candidate.clang)} from {candidate.origin} is clang {_dotted(version)}, and ltod needs "
+            f"{LLVM_MAJOR}; {candidate.mend}"
+        )
+    return Toolchain(candidate.clang, candidate.lld, version, candidate.origin)
+
+
 def _version(prefix: Sequence[str], question: Sequence[str]) -> Version | str:
     """Ask a tool for its version; a string says why it does not tell."""
     try:
-        answer = subprocess.run(
-            [*prefix, *question],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_QUESTION_SECONDS,
-            env={},
-            check=False,
-        )
+        answer = _ask([*prefix, *question], env={})
     except subprocess.TimeoutExpired:
-        return f"it does not tell its version within {_QUESTION_SECONDS:g} s"
+        return _TOO_SLOW
     except OSError as error:
         return f"it cannot be started: {error.strerror}"
-    text = (answer.stdout + answer.stderr).decode(errors="replace")
-    match = re.search(r"(?:LLVM version|LLD) (\d+)\.(\d+)\.(\d+)", text)
-    if answer.returncode != 0 or match is None:
-        return f"it does not tell its version (exit status {answer.returncode})"
+    return _read_version(answer.stdout + answer.stderr, answer.returncode)
+
+
+def _ask(argv: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run something short, in a process group that ends with it. Raises `OSError` and `TimeoutExpired`."""
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        process_group=0,
+    )
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=_QUESTION_SECONDS)
+        finally:
+            # What is left in the group holds the pipes: whatever interrupts us must not wait for it.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
+
+
+def _read_version(said: bytes, status: int | None) -> Version | str:
+    match = re.search(rb"(?:LLVM version|LLD) (\d+)\.(\d+)\.(\d+)", said)
+    if status != 0 or match is None:
+        return f"it does not tell its version (exit status {status})"
     return int(match[1]), int(match[2]), int(match[3])
 
 
@@ -228,13 +272,7 @@ def _examine_llvmlite(clang: Version | None) -> Finding:
     """Look at llvmlite in a process of its own: a broken one cannot harm this one."""
     mend = "install the matching pair: pip install 'llvmlite==0.50.*' 'ziglang==0.17.1'"
     try:
-        answer = subprocess.run(
-            [sys.executable, "-c", _ASK_LLVMLITE],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_QUESTION_SECONDS,
-            check=False,
-        )
+        answer = _ask([sys.executable, "-c", _ASK_LLVMLITE])
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("llvmlite", problem=f"it cannot be examined: {error}", mend=mend)
     lines = answer.stdout.decode(errors="replace").splitlines()

@@ -25,7 +25,7 @@ from attrs import define, evolve, field, frozen
 from workers.action import Action, ActionResult, run
 from workers.errors import InternalError, RequestError
 from workers.llvm.cc1 import BATCHABLE, PROFILE, SUFFIX, Plan, cc1_arguments, lld_arguments
-from workers.llvm.failures import Message, foreign_output, judge
+from workers.llvm.failures import Message, foreign_output, judge, of_another_target
 from workers.llvm.oom import OomWatch
 from workers.llvm.passes import PassReader
 from workers.llvm.planner import Planner, tool_name
@@ -222,7 +222,7 @@ class _Single:
             argv=argv,
             inputs=inputs,
             outputs=(output,),
-            time_limit=max(0.1, options.time_limit - self._seconds),
+            time_limit=options.time_limit - self._seconds,
             memory_limit=options.memory_limit,
         )
         reader = PassReader()
@@ -253,7 +253,9 @@ class _Single:
         if verdict.fault:
             self._diagnostics.append(await self._reproduce(action, result, verdict.messages[0]))
         else:
-            self._diagnostics += [Diagnostic(one.severity, item.name, one.text) for one in verdict.messages]
+            self._diagnostics += [
+                Diagnostic(one.severity, item.name, one.text) for one in of_another_target(verdict.messages)
+            ]
 
     async def _reproduce(self, action: Action, result: ActionResult, message: Message) -> Diagnostic:
         item = self._task.item
@@ -264,7 +266,7 @@ class _Single:
             inputs={name: result.directory / name for name in action.inputs},
             stderr=result.stderr,
             versions=self._engine._versions(),
-            hang=action.time_limit if result.timed_out else None,
+            hang=item.options.time_limit if result.timed_out else None,
             memory_limit=action.memory_limit,
         )
         return await reproduced(item, message.text, reproducer)

@@ -14,6 +14,7 @@ has `llvm`. With `--once` the request is the argument, and the ending of the pro
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -86,6 +87,9 @@ def _run(request: dict[str, Any], content: bytes) -> None:
         for path in outputs.values():
             Path(_part(path)).replace(path)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = Path(next(iter(outputs.values()))).parent
+            raise compiler.RejectedError(f"no space left on {where}") from None
         raise compiler.RejectedError(f"an output cannot be written: {error}") from None
     finally:
         for path in outputs.values():

@@ -1,0 +1,87 @@
+"""How an output gets to where it was asked for: whole or not at all, and never onto what is not a file.
+
+Here belong `place` and `landing`. Who makes the output, and what it is, is the business of others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from pathlib import Path
+
+__all__ = ["landing", "place"]
+
+_COPY_CHUNK = 1024 * 1024
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def place(source: Path, destination: Path, mode: int = 0o644) -> int:
+    """Move an output to its destination atomically, as a file of `mode` less the umask. Returns its bytes.
+
+    Directories above it are made. On the same file system it is a rename, else a copy under a temporary name in the
+    destination's directory followed by a rename. A symbolic link stays, and what it points to is replaced; into a
+    character device (`/dev/null`) the output is written. Raises `OSError`, and leaves no temporary file, when that
+    fails or something else is there that is not a regular file: that is never replaced.
+    """
+    target = landing(destination)
+    found = source.stat()
+    if target is None:
+        _write_through(source, destination)
+        return found.st_size
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The tool made the file with its bits less the umask: clearing bits keeps the umask without reading it, which
+    # cannot be done without setting it for a moment.
+    source.chmod(stat.S_IMODE(found.st_mode) & mode)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _place_across(source, target, mode)
+    return found.st_size
+
+
+def landing(destination: Path) -> Path | None:
+    """The file that an output at `destination` becomes, all links resolved; `None`: it goes into a character device.
+
+    Raises `OSError` where something else is that is not a regular file, and for links that run in a circle.
+    """
+    try:
+        mode = destination.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    if stat.S_ISCHR(mode):
+        return None
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(errno.EEXIST, f"it is {_KINDS.get(stat.S_IFMT(mode), 'special')}", str(destination))
+    return Path(os.path.realpath(destination)) if destination.is_symlink() else destination
+
+
+def _write_through(source: Path, device: Path) -> None:
+    # Neither O_CREAT nor O_TRUNC: should the device be gone by now, nothing takes its place.
+    with source.open("rb") as data, os.fdopen(os.open(device, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), "wb") as out:
+        shutil.copyfileobj(data, out, _COPY_CHUNK)
+    source.unlink()
+
+
+def _place_across(source: Path, destination: Path, mode: int) -> None:
+    temporary = destination.parent / f".ltod-{secrets.token_hex(8)}"
+    try:
+        wanted = stat.S_IMODE(source.stat().st_mode) & mode
+        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, wanted)
+        with source.open("rb") as data, os.fdopen(target, "wb") as copy:
+            shutil.copyfileobj(data, copy, _COPY_CHUNK)
+        temporary.replace(destination)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    source.unlink()
