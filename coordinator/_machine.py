@@ -61,7 +61,7 @@ BATCH_ITEMS = 32
 """Most items in one batch: bounds what is run again one by one when a batch is not clean."""
 BATCH_SECONDS = 0.25
 """Most predicted work in one batch: some 20 process starts' worth, so the start is paid for many times over."""
-LEAST_BATCH_SECONDS = 0.04
+LEAST_BATCH_SECONDS = 0.1
 """What a batch may have whatever its share: less would not pay for the start, and bounds how long others wait for
 the last batch."""
 LOOKAHEAD = 8

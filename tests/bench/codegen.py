@@ -2,9 +2,9 @@
 
     python -m tests.bench.codegen [--rounds N] [--modules 400]
 
-Two sets: small modules made by rule, and the C sources of brotli's sdist, fetched from PyPI. Every contestant is
-a whole process (start-up included) on the same bitcode; contestants take turns within a round, so a machine that
-changes its speed changes it for all. Prints medians, and the ratio to the best peer.
+Two sets: small modules made by rule, and the C sources of brotli's sdist, fetched from PyPI. Every contestant but
+`ltod, embedded` is a whole process (start-up included) on the same bitcode; contestants take turns within a round,
+so a machine that changes its speed changes it for all. Prints medians, and the ratio to the best peer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import trio
+
+from coordinator import BuildConfig, Coordinator, Module, open_coordinator
 from tests.samples import TRIPLE, compile_c, small_c, zig
 
 _JOBS = 2
@@ -44,8 +47,8 @@ def _brotli(root: Path) -> list[Path]:
     return sorted((root / "bc").iterdir())
 
 
-def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], None]]:
-    """What to run; each fills `out` with one object for each input."""
+def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], float | None]]:
+    """What to run; each fills `out` with one object for each input. One that measures itself returns seconds."""
     clang22 = shutil.which("clang-22")
     compilers = {"zig clang": [zig(), "clang", f"--target={TRIPLE}"]}
     if clang22 is not None:
@@ -69,12 +72,32 @@ def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], None]]
         environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed ltod has its bytecode
         subprocess.run([*command, *map(str, inputs)], check=True, env=environ)
 
-    made: dict[str, Callable[[], None]] = {"ltod": ltod}
+    def embedded() -> float:
+        return trio.run(_embedded, inputs, out)
+
+    made: dict[str, Callable[[], float | None]] = {"ltod": ltod, "ltod, embedded": embedded}
     for name, compiler in compilers.items():
         made[f"xargs -P2 {name}"] = partial(xargs, compiler)
         if shutil.which("make") is not None:
             made[f"make -j2 {name}"] = partial(make, compiler)
     return made
+
+
+async def _embedded(inputs: list[Path], out: Path) -> float:
+    """Seconds of a build in a coordinator that is open already, as in a daemon."""
+    async with open_coordinator(jobs=_JOBS, environ={}) as coordinator:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            await _build(coordinator, inputs[:1], Path(elsewhere))
+        started = time.perf_counter()
+        await _build(coordinator, inputs, out)
+        return time.perf_counter() - started
+
+
+async def _build(coordinator: Coordinator, inputs: list[Path], out: Path) -> None:
+    async with coordinator.build(BuildConfig(out_dir=out)) as build:
+        for path in inputs:
+            await build.submit(Module(path.stem, path))
+        await build.finish()
 
 
 def _measure(title: str, inputs: list[Path], rounds: int, root: Path) -> None:
@@ -86,20 +109,20 @@ def _measure(title: str, inputs: list[Path], rounds: int, root: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             started = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - started
+            elapsed = run() or time.perf_counter() - started
             assert {path.stem for path in out.iterdir()} == {path.stem for path in inputs}, name
             if round_:  # the first is to warm up
                 seconds.setdefault(name, []).append(elapsed)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    best = min((name for name in medians if name != "ltod"), key=medians.__getitem__)
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["ltod"], seconds[best], strict=True))
+    best = min((name for name in medians if not name.startswith("ltod")), key=medians.__getitem__)
     print(f"\n{title}: {len(inputs)} modules, {sum(path.stat().st_size for path in inputs)} bytes, {rounds} rounds")
     print(f"{'':<22} {'median s':>9} {'min..max':>15} {'to best peer':>13}")
     for name, median in sorted(medians.items(), key=lambda pair: pair[1]):
         spread = f"{min(seconds[name]):.2f}..{max(seconds[name]):.2f}"
         print(f"{name:<22} {median:>9.2f} {spread:>15} {median / medians[best]:>13.2f}")
-    print(f"ltod / {best}, round by round: median {ratio:.2f}")
+    for name in ("ltod", "ltod, embedded"):
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds[name], seconds[best], strict=True))
+        print(f"{name} / {best}, round by round: median {ratio:.2f}")
 
 
 def main() -> None:
