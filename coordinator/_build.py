@@ -192,6 +192,8 @@ class Build:
         """With the first module it is known for which target the options must make sense."""
         if self._first is None:
             self._first = (module.name, target)
+            if self._config.link is not None:
+                self._loop.backend.check_link(self._config.link, target)
             await self._loop.backend.prepare(target, self._config.codegen)
 
     def _check_target(self, module: Module, target: Target) -> None:

@@ -190,6 +190,13 @@ async def test_options_that_the_target_lacks_are_refused_with_the_first_module()
             await build.submit(Module("a", b"target=nonesuch-unknown-linux"))
 
 
+async def test_a_link_that_cannot_be_is_refused_with_the_first_module() -> None:
+    link = LinkOptions(LinkKind.SHARED, Path("x"))
+    async with pure() as coordinator, coordinator.build(attrs.evolve(CONFIG, link=link)) as build:
+        with pytest.raises(RequestError, match="cannot link x"):
+            await build.submit(Module("a", b"target=unlinkable-unknown-none"))
+
+
 async def test_a_producer_that_runs_ahead_waits(autojump_clock: trio.abc.Clock) -> None:
     submitted = 0
     async with pure(jobs=1) as coordinator, coordinator.build(CONFIG) as build:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from workers.work import CodegenOptions, Estimate, Failed, Finished, Link, Linked, Module, Optimize, Target
+from workers.work import CodegenOptions, Estimate, Failed, Finished, Link, Linked, LinkOptions, Module, Optimize, Target
 
 __all__ = ["Backend", "CodegenBackend", "Inspection", "Linker"]
 
@@ -65,6 +65,10 @@ class Linker(Protocol):
 
     It exists beside `CodegenBackend` because a compiler need not have a linker.
     """
+
+    def check_link(self, link: LinkOptions, target: Target) -> None:
+        """Refuse what cannot be linked for `target` whatever the objects are. Raises `RequestError`."""
+        ...
 
     async def link(self, item: Link) -> Linked | Failed:
         """Link; an earlier output stays as it was unless this succeeds. Cancelling leaves nothing behind."""

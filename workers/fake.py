@@ -27,6 +27,7 @@ from workers.work import (
     Finished,
     Link,
     Linked,
+    LinkOptions,
     Module,
     Optimize,
     Severity,
@@ -68,6 +69,11 @@ class FakeBackend:
     async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | Failed]:
         """Do what each module's content says."""
         return [await self._compile(item) for item in batch]
+
+    def check_link(self, link: LinkOptions, target: Target) -> None:
+        """Link for every target but `unlinkable`."""
+        if target.triple.startswith("unlinkable"):
+            raise RequestError(f"cannot link {link.output} for an unlinkable target")
 
     async def link(self, item: Link) -> Linked | Failed:
         """Concatenate the objects."""

@@ -28,6 +28,7 @@ from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, o
 from workers.llvm.failures import describe_signal, of_another_target, parse_messages
 from workers.llvm.inputs import inspect_content, llvm_content
 from workers.llvm.link import link
+from workers.llvm.link_driver import DriverError, check_link
 from workers.llvm.llvmlite_pool import Compiled, Died, LlvmlitePool, Outcome, Rejected, Unsuitable
 from workers.llvm.llvmlite_request import Job, reproduce_argv, unsupported
 from workers.llvm.oom import OomWatch
@@ -47,6 +48,7 @@ from workers.work import (
     Finished,
     Link,
     Linked,
+    LinkOptions,
     Module,
     Optimize,
     Severity,
@@ -108,6 +110,13 @@ class LlvmBackend:
         passes that the target or clang does not have. Raises `RequestError` in clang's words.
         """
         await self._planner.plan(options.target_triple or target.triple, options)
+
+    def check_link(self, link: LinkOptions, target: Target) -> None:
+        """Refuse what cannot be linked for `target` whatever the objects. Raises `RequestError`."""
+        try:
+            check_link(link, self.toolchain, target.triple)
+        except DriverError as error:
+            raise RequestError(str(error)) from error
 
     def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
         """Look at a module's header. Raises `ModuleError`."""

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from workers.action import Action, ActionResult, run
 from workers.llvm.failures import describe_signal
-from workers.llvm.link_driver import Driver, DriverError, choose_archiver, choose_driver, kind_flags
+from workers.llvm.link_driver import Driver, DriverError, check_link, choose_archiver, choose_driver, kind_flags
 from workers.llvm.toolchain import Toolchain
 from workers.placing import landing, place
 from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity
@@ -61,6 +61,7 @@ async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Map
     """
     started = trio.current_time()
     try:
+        check_link(item.link, toolchain, item.target.triple)
         async with _directory(scratch_dir) as scratch, _beside(item, scratch) as beside:
             output = beside / item.link.output.name
             names = await trio.to_thread.run_sync(_lay_out, item, scratch)
@@ -177,8 +178,6 @@ def _archive(
     item: Link, toolchain: Toolchain, objects: Sequence[str], output: Path, scratch: Path, environ: Mapping[str, str]
 ) -> _Command:
     archiver = choose_archiver(toolchain, environ)
-    if item.link.arguments:
-        raise DriverError(f"a static archive is not linked: it takes no arguments such as '{item.link.arguments[0]}'")
     inputs = [path.absolute() for path in item.link.inputs]
     for path in inputs:
         with path.open("rb") as file:

@@ -22,11 +22,12 @@ import trio
 from attrs import field, frozen
 
 from workers.action import Action, run
+from workers.errors import InternalError
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain
 from workers.target import TargetFlags, parse_triple, same_target
-from workers.work import LinkKind, RelocationModel, Sanitizer
+from workers.work import LinkKind, LinkOptions, RelocationModel, Sanitizer
 
-__all__ = ["Archiver", "Driver", "DriverError", "choose_archiver", "choose_driver", "kind_flags"]
+__all__ = ["Archiver", "Driver", "DriverError", "check_link", "choose_archiver", "choose_driver", "kind_flags"]
 
 _QUESTION_SECONDS = 60.0
 
@@ -75,6 +76,19 @@ def kind_flags(kind: LinkKind, relocation_model: RelocationModel | None) -> tupl
     return ("-pie",) if relocation_model in (None, RelocationModel.PIC) else ("-no-pie",)
 
 
+def check_link(link: LinkOptions, toolchain: Toolchain, triple: str) -> None:
+    """Refuse what cannot be linked whatever the objects are. Raises `DriverError`."""
+    if link.kind is LinkKind.STATIC:
+        if link.arguments:
+            raise DriverError(f"a static archive is not linked: it takes no arguments such as '{link.arguments[0]}'")
+        return
+    flags = TargetFlags.from_triple(triple)
+    if parse_triple(triple).os != "linux" or flags.is_like_gpu or flags.is_like_wasm:
+        raise DriverError(f"ltod links programs and shared libraries for Linux only, not for '{triple}'")
+    if toolchain.lld is None:
+        raise DriverError(f"there is no ld.lld-{LLVM_MAJOR} beside {toolchain.clang[0]} ({toolchain.origin})")
+
+
 async def choose_driver(
     toolchain: Toolchain,
     triple: str,
@@ -84,11 +98,8 @@ async def choose_driver(
     environ: Mapping[str, str],
 ) -> Driver:
     """Find the driver for `triple`. Files that it needs are made in `directory`. Raises `DriverError`, `OSError`."""
-    flags = TargetFlags.from_triple(triple)
-    if parse_triple(triple).os != "linux" or flags.is_like_gpu or flags.is_like_wasm:
-        raise DriverError(f"ltod links programs and shared libraries for Linux only, not for '{triple}'")
     if toolchain.lld is None:
-        raise DriverError(f"there is no ld.lld-{LLVM_MAJOR} beside {toolchain.clang[0]} ({toolchain.origin})")
+        raise InternalError("a link without ld.lld: `check_link` refuses it")
     needed = await trio.to_thread.run_sync(_standard_library, tuple(objects))
     sanitize = tuple(f"-fsanitize={name}" for name in sorted(sanitizer.value for sanitizer in sanitizers))
     path = environ.get("PATH", "/usr/bin:/bin")
