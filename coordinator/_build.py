@@ -310,29 +310,32 @@ class Build:
                 self._tell(ModuleFinished(result.module, result))
 
     def _tell(self, event: BuildEvent) -> None:
-        for watcher in self._watchers:
+        for watcher in tuple(self._watchers):
             try:
                 watcher.send_nowait(event)
             except trio.BrokenResourceError:
                 self._watchers.remove(watcher)
-                break
 
     async def _link(self, link: LinkOptions) -> None:
         """The last stage: one item, on a token and within memory like any other."""
         # Symbols are resolved, and constructors run, in the order in which the caller submitted the modules.
         finished = {result.module: result for result in self._results if isinstance(result, Finished)}
-        objects = tuple(
-            (name, artifact.path)
+        objects = [
+            artifact
             for name in self._names
             if (result := finished.get(name)) is not None
             for artifact in result.artifacts
             if artifact.kind is EmitKind.OBJECT
-        )
+        ]
         if self._first is None:
             raise RequestError(f"nothing to link into {link.output}: no module was submitted")
-        size = sum(path.stat().st_size for _, path in objects)
-        work = Link(link, objects, self._config.codegen, self._first[1], self._reproducer_dir)
+        size = sum(artifact.bytes for artifact in objects)
+        named = tuple((artifact.module, artifact.path) for artifact in objects)
+        work = Link(link, named, self._config.codegen, self._first[1], self._reproducer_dir)
         self._stage = await self._open_stage()
+        if self._cancelled:  # while the stage was opened, when there was nothing yet to cancel
+            await self._stage.cancel()
+            return
         self._tell(ModuleQueued(work.name))
         await self._stage.queue(QueuedItem(work.name, work, Estimate(0.05, 64 * 2**20 + 4 * size)))
         await self._stage.close()

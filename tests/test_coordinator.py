@@ -456,9 +456,11 @@ def test_a_thread_that_cannot_start_says_why() -> None:
 
 async def test_watching_late_and_unwatching(autojump_clock: trio.abc.Clock) -> None:
     async with pure() as coordinator, coordinator.build(CONFIG) as build:
-        gone = build.watch()
+        gone, staying = build.watch(), build.watch()
         gone.close()
         await build.submit(module("a"))
         await build.finish()
+        # One that has left costs the others nothing, not even the event it is noticed by.
+        assert [type(event) async for event in staying] == [ModuleQueued, ModuleStarted, ModuleFinished]
         late: list[BuildEvent] = [event async for event in build.watch()]
         assert late == []
