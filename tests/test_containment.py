@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -16,6 +17,7 @@ import pytest
 import trio
 from attrs import evolve
 
+from coordinator import BuildConfig, BuildFailed, open_coordinator
 from tests.leftovers import descendants, descriptors
 from tests.samples import ABORTING_IR, GOOD_IR, LAYOUT, TRIPLE, UNPARSABLE_IR, compile_c, small_c, zig
 from tests.test_backend_contract import hanging_ir
@@ -555,3 +557,18 @@ async def test_artifacts_are_ordinary_files(backend: LlvmBackend, tmp_path: Path
         os.umask(before)
     assert isinstance(result, Finished)
     assert stat.S_IMODE(result.artifacts[0].path.stat().st_mode) == 0o640
+
+
+async def test_a_question_whose_process_is_killed_is_no_wrong_request(tmp_path: Path) -> None:
+    script = f'#!/bin/sh\ncase " $* " in *" -### "*) kill -9 $$ ;; esac\nexec {shlex.quote(zig())} clang "$@"\n'
+    clang = tmp_path / "clang"
+    clang.write_text(script)
+    clang.chmod(0o755)
+    with trio.fail_after(60):
+        async with (
+            open_coordinator(toolchain=tmp_path, jobs=1, environ={}, short_lived=True) as coordinator,
+            coordinator.build(BuildConfig(out_dir=tmp_path / "out")) as build,
+        ):
+            assert await build.submit(Module("good", GOOD_IR.encode()))
+            with pytest.raises(BuildFailed, match=r"good: .*SIGKILL"):
+                await build.finish()

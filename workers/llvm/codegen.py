@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from workers.llvm.link_driver import DriverError, check_link
 from workers.llvm.llvmlite_pool import Compiled, Died, LlvmlitePool, Outcome, Rejected, Unsuitable
 from workers.llvm.llvmlite_request import Job, reproduce_argv, unsupported
 from workers.llvm.oom import OomWatch
-from workers.llvm.planner import Planner
+from workers.llvm.planner import NotNowError, Planner
 from workers.llvm.profile import check_profile
 from workers.llvm.reproducer import Reproducer, reproduced
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, ask_toolchain
@@ -109,7 +109,10 @@ class LlvmBackend:
         Finds, before anything is compiled, what `check` cannot know: CPUs, features, code models, sanitizers and
         passes that the target or clang does not have. Raises `RequestError` in clang's words.
         """
-        await self._planner.plan(options.target_triple or target.triple, options)
+        # A question that could not be asked (its process was killed, say) is no fault of the request: the first
+        # item asks it again.
+        with suppress(NotNowError):
+            await self._planner.plan(options.target_triple or target.triple, options)
 
     def check_link(self, link: LinkOptions, target: Target) -> None:
         """Refuse what cannot be linked for `target` whatever the objects. Raises `RequestError`."""

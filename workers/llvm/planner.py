@@ -41,7 +41,7 @@ _NEXT_TO_NOTHING = b"define void @f() {\n  ret void\n}\n"
 """lld runs no passes where there is no symbol."""
 
 
-class _NotNowError(RequestError):
+class NotNowError(RequestError):
     """A question could not be asked (no memory, no space, no process): it may be asked again."""
 
 
@@ -79,7 +79,7 @@ class Planner:
             plan = make_plan(triple, options, parse_driver(result.stderr.decode(errors="replace")))
             if options.target_cpu is not None or options.target_features or options.extra_passes:
                 await self._try_out(plan, triple, options)
-        except _NotNowError:
+        except NotNowError:
             raise
         except RequestError as error:
             if options.profile_use is not None:
@@ -125,7 +125,7 @@ class Planner:
             )
             if verdict.failed:
                 errors = "; ".join(one.text for one in verdict.messages if one.severity is Severity.ERROR)
-                raise _NotNowError(errors) if verdict.fault or verdict.passing else RequestError(errors)
+                raise NotNowError(errors) if verdict.fault or verdict.passing else RequestError(errors)
             if output is not None:
                 return evolve(result, stdout=(result.directory / output).read_bytes())
             return result
