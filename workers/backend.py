@@ -7,22 +7,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from attrs import frozen
 
-from workers.work import CodegenOptions, Estimate, Failed, Finished, Link, Linked, LinkOptions, Module, Optimize, Target
+from workers.fat import FatLtoBackend
+from workers.thin import ThinLtoBackend
+from workers.work import (
+    CodegenOptions,
+    Estimate,
+    Failed,
+    Finished,
+    Link,
+    Linked,
+    LinkOptions,
+    Module,
+    NeedsFatLto,
+    NeedsThinLto,
+    Optimize,
+    PreLink,
+    Target,
+)
 
 __all__ = ["Backend", "CodegenBackend", "Inspection", "Linker"]
 
 
 @frozen
 class Inspection:
-    """What a backend learns from a module without compiling it; `size` is in bytes."""
+    """What a backend learns from a module without compiling it; `size` is in bytes.
+
+    `estimate` is of compiling it, or of taking it through a pre-link pipeline if that was asked for and it has not been
+    through one (`pre_linked`).
+    """
 
     target: Target
     size: int
     estimate: Estimate
+    pre_linked: bool = False
 
 
 class CodegenBackend(Protocol):
@@ -35,6 +58,10 @@ class CodegenBackend(Protocol):
         """Refuse options that this backend cannot honour. Raises `RequestError`."""
         ...
 
+    def check_lto(self, options: CodegenOptions, target: Target) -> None:
+        """Refuse what cannot be done with LTO for `target` whatever the modules. Raises `RequestError`."""
+        ...
+
     async def prepare(self, target: Target, options: CodegenOptions) -> None:
         """Ask the compiler itself whether it can compile modules of `target` with `options`.
 
@@ -42,20 +69,25 @@ class CodegenBackend(Protocol):
         """
         ...
 
-    def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
-        """Look at a module's header: quick, no process, no thread.
+    def inspect(self, module: Module, options: CodegenOptions, pre_link: PreLink | None = None) -> Inspection:
+        """Look at a module's header: quick, no process, no thread. `pre_link` is what will be asked for.
 
         Raises `ModuleError` where the content is unreadable, truncated, of no known format, or newer than
         the compiler.
         """
         ...
 
-    async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | Failed]:
+    def workspace(self) -> AbstractContextManager[Path]:
+        """A directory for the files that pass between the steps of one build; removed when the context is left."""
+        ...
+
+    async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | NeedsThinLto | NeedsFatLto | Failed]:
         """Compile every item of `batch`: one result each, in the batch's order.
 
-        Whatever goes wrong with an item (a compiler that aborts, hangs or is killed included) is a `Failed`
-        for that item and for no other. The bytes of an artifact never depend on the batch it was made in.
-        When cancelled, no process, descriptor or temporary file is left, and finished artifacts stay whole.
+        An item with `pre_link` ends as `NeedsThinLto` or `NeedsFatLto`, any other as `Finished`. Whatever goes wrong
+        with an item (a compiler that aborts, hangs or is killed included) is a `Failed` for that item and for no other.
+        The bytes of an artifact never depend on the batch it was made in. When cancelled, no process, descriptor or
+        temporary file is left, and finished artifacts stay whole.
         """
         ...
 
@@ -75,5 +107,5 @@ class Linker(Protocol):
         ...
 
 
-class Backend(CodegenBackend, Linker, Protocol):
+class Backend(CodegenBackend, ThinLtoBackend, FatLtoBackend, Linker, Protocol):
     """What a coordinator needs."""

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
-__all__ = ["InternalError", "ModuleError", "RequestError"]
+import traceback
+from pathlib import Path
+
+__all__ = ["InternalError", "ModuleError", "RequestError", "bug_message"]
 
 
 class RequestError(ValueError):
@@ -34,3 +37,12 @@ class ModuleError(Exception):
 
 class InternalError(RuntimeError):
     """An invariant of ltod does not hold. Please report it with the story it carries."""
+
+
+def bug_message(error: Exception) -> str:
+    """What to say of an exception that nothing should have raised: where it came from, and out of which group."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({Path(one.filename).name}:{one.lineno})" for one in frame)
+    return f"internal error, please report it: {type(error).__name__}: {error}{where}"

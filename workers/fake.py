@@ -3,19 +3,26 @@
 It keeps the contract of `workers.backend`: artifacts are real files whose bytes depend on the module alone. What
 a module does is written in its content, so that tests need no second channel: `fail`, `hang`, `crash` or
 anything else for success. `seconds=<float>` is how long it takes, `guess=<float>` what is expected instead.
+In LTO, `link-fail` fails the link of all modules, `lto-fail` what comes of this module behind it, and a lazy module
+is needed if another one says so (`needs=<name>`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from workers.backend import Inspection
 from workers.errors import ModuleError, RequestError
+from workers.fat import FatLink, FatLinked, FatPartition, partition_name
+from workers.thin import ThinCompile, ThinLink, ThinLinked
 from workers.work import (
     Artifact,
     CodegenOptions,
@@ -29,8 +36,12 @@ from workers.work import (
     Linked,
     LinkOptions,
     Module,
+    NeedsFatLto,
+    NeedsThinLto,
     Optimize,
+    PreLink,
     Severity,
+    Step,
     Target,
     artifact_path,
 )
@@ -43,6 +54,8 @@ class FakeBackend:
     """A stand-in for a compiler. With `write=False` there are no artifacts, and so no I/O at all."""
 
     write: bool = True
+    _between: dict[Path, bytes] = field(factory=dict, init=False, eq=False, repr=False)
+    """What passes between the steps of a build, by the path of the file that it would be."""
 
     def check(self, options: CodegenOptions) -> None:
         """Honour everything but a CPU named `nonesuch`."""
@@ -55,7 +68,21 @@ class FakeBackend:
             raise RequestError("no such target: nonesuch")
         await trio.lowlevel.checkpoint()
 
-    def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
+    def check_lto(self, options: CodegenOptions, target: Target) -> None:
+        """Do LTO for every target but `ltoless`."""
+        if target.triple.startswith("ltoless"):
+            raise RequestError("no LTO for an ltoless target")
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A directory, or the name of one that is not needed."""
+        if not self.write:
+            yield Path("/nonexistent")
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory)
+
+    def inspect(self, module: Module, options: CodegenOptions, pre_link: PreLink | None = None) -> Inspection:
         """Take the content for what it is; only what cannot be read is refused."""
         content = self._content(module)
         target = re.search(rb"target=(\S+)", content)
@@ -66,7 +93,7 @@ class FakeBackend:
             Target(triple, layout[1].decode() if layout else "e"), len(content), Estimate(cost, 2**20, "fake")
         )
 
-    async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | Failed]:
+    async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | NeedsThinLto | NeedsFatLto | Failed]:
         """Do what each module's content says."""
         return [await self._compile(item) for item in batch]
 
@@ -77,11 +104,88 @@ class FakeBackend:
 
     async def link(self, item: Link) -> Linked | Failed:
         """Concatenate the objects."""
-        data = b"".join(path.read_bytes() for _, path in item.objects)
+        data = b"".join(file.path.read_bytes() for file in item.objects)
         item.link.output.write_bytes(data)
         return Linked(item.name, item.link.output, len(data), Engine.TOOLCHAIN, 0.0, 0)
 
-    async def _compile(self, item: Optimize) -> Finished | Failed:
+    def thin_estimate(self, item: ThinLink) -> Estimate:
+        """Next to nothing."""
+        return Estimate(0.01, 2**20)
+
+    async def thin_link(self, item: ThinLink) -> ThinLinked | Failed:
+        """Every module that is not lazy takes part, and those that one of them needs."""
+        modules = [file for file in item.files if isinstance(file, NeedsThinLto)]
+        problem = self._problem([file.bitcode for file in modules])
+        if problem:
+            return _failed_step(item.name, problem, Step.THIN_LINK)
+        unneeded = self._unneeded(modules)
+        return ThinLinked(
+            item.name,
+            tuple(
+                ThinCompile(file.module, file.bitcode, file.bitcode, self._cost(file.bitcode), item)
+                for file in modules
+                if file.module not in unneeded
+            ),
+            unneeded,
+            None,
+            0.01,
+            2**20,
+        )
+
+    async def thin_compile(self, batch: Sequence[ThinCompile]) -> Sequence[Finished | Failed]:
+        """Do what each module's content says."""
+        return [
+            await self._generate(one.name, self._between[one.bitcode], one.link, Step.THIN_BACKEND) for one in batch
+        ]
+
+    def fat_estimate(self, item: FatLink) -> Estimate:
+        """Next to nothing."""
+        return Estimate(0.01, 2**20)
+
+    async def fat_link(self, item: FatLink, ready: Callable[[FatPartition], None]) -> FatLinked | Failed:
+        """Deal the modules out to the partitions, two if the item does not say how many."""
+        modules = [file for file in item.files if isinstance(file, NeedsFatLto)]
+        problem = self._problem([file.bitcode for file in modules])
+        if problem:
+            return _failed_step(item.name, problem, Step.FAT_LINK)
+        unneeded = self._unneeded(modules)
+        needed = [file for file in modules if file.module not in unneeded]
+        count = item.partitions or 2
+        for number in range(count):
+            path = item.directory / f"part{number}"
+            self._between[path] = b"\n".join(self._between[file.bitcode] for file in needed[number::count])
+            ready(FatPartition(partition_name(number), path, self._cost(path), item))
+            await trio.lowlevel.checkpoint()
+        return FatLinked(item.name, count, unneeded, 0.01, 2**20)
+
+    async def fat_codegen(self, partition: FatPartition) -> Finished | Failed:
+        """Do what the modules' contents say."""
+        content = self._between.pop(partition.bitcode)
+        return await self._generate(partition.name, content, partition.link, Step.FAT_CODEGEN)
+
+    def _problem(self, paths: Sequence[Path]) -> str:
+        return "the link fails" if any(b"link-fail" in self._between[path] for path in paths) else ""
+
+    def _unneeded(self, modules: Sequence[NeedsThinLto] | Sequence[NeedsFatLto]) -> tuple[str, ...]:
+        texts = [self._between[file.bitcode].decode(errors="replace") for file in modules]
+        needed = {name for text in texts for name in re.findall(r"needs=(\S+)", text)}
+        return tuple(file.module for file in modules if file.lazy and file.module not in needed)
+
+    def _cost(self, path: Path) -> Estimate:
+        content = self._between[path]
+        return Estimate(_seconds(content, rb"guess=([\d.]+)") or _seconds(content), 2**20, "fake")
+
+    async def _generate(self, name: str, content: bytes, link: ThinLink | FatLink, step: Step) -> Finished | Failed:
+        started = trio.current_time()
+        await trio.sleep(_seconds(content))
+        elapsed = trio.current_time() - started
+        if b"lto-fail" in content:
+            return _failed_step(name, "the compiler crashed", step)
+        kinds = sorted(link.options.emit, key=lambda kind: kind.value) if self.write else ()
+        artifacts = tuple(_write(name, content, link.out_dir, kind) for kind in kinds)
+        return Finished(name, artifacts, Engine.TOOLCHAIN, elapsed, 2**20, step=step)
+
+    async def _compile(self, item: Optimize) -> Finished | NeedsThinLto | NeedsFatLto | Failed:
         content = self._content(item.module)
         started = trio.current_time()
         hangs = b"hang" in content
@@ -91,18 +195,16 @@ class FakeBackend:
             return _failed(item, elapsed, f"still running after its time limit of {item.options.time_limit:g} s")
         if b"crash" in content:
             return _failed(item, elapsed, "the compiler crashed")
-        if b"fail" in content:
+        if re.search(rb"(?<!-)fail", content):
             return _failed(item, elapsed, "it does not parse")
+        if item.pre_link is not None and item.bitcode is not None:
+            self._between[item.bitcode] = content
+            needs = NeedsThinLto if item.pre_link is PreLink.THIN else NeedsFatLto
+            one = item.module
+            return needs(one.name, item.bitcode, len(content), one.lazy, one.origin, Engine.TOOLCHAIN, elapsed, 2**20)
         kinds = sorted(item.options.emit, key=lambda kind: kind.value) if self.write else ()
-        artifacts = tuple(self._write(item, kind) for kind in kinds)
+        artifacts = tuple(_write(item.name, content, item.out_dir, kind) for kind in kinds)
         return Finished(item.name, artifacts, Engine.TOOLCHAIN, elapsed, 2**20)
-
-    def _write(self, item: Optimize, kind: EmitKind) -> Artifact:
-        data = hashlib.sha256(self._content(item.module) + kind.value.encode()).digest()
-        path = artifact_path(item.out_dir, item.name, kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return Artifact(item.name, kind, path, len(data))
 
     def _content(self, module: Module) -> bytes:
         if isinstance(module.content, bytes):
@@ -111,6 +213,18 @@ class FakeBackend:
             return module.content.read_bytes()
         except OSError as error:
             raise ModuleError(module.name, f"cannot read {module.content}: {error.strerror}") from error
+
+
+def _write(name: str, content: bytes, out_dir: Path, kind: EmitKind) -> Artifact:
+    data = hashlib.sha256(content + kind.value.encode()).digest()
+    path = artifact_path(out_dir, name, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return Artifact(name, kind, path, len(data))
+
+
+def _failed_step(name: str, message: str, step: Step) -> Failed:
+    return Failed(name, Engine.TOOLCHAIN, 0.0, 0, (Diagnostic(Severity.ERROR, name, message),), step)
 
 
 def _failed(item: Optimize, seconds: float, message: str) -> Failed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import shlex
-from collections.abc import Callable, Collection, Sized
+from collections.abc import Callable, Collection, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from attrs import field, frozen
 from workers.errors import RequestError
 
 __all__ = [
+    "LINKABLE",
     "Artifact",
     "CodeModel",
     "CodegenOptions",
@@ -26,15 +27,21 @@ __all__ = [
     "Failed",
     "Finished",
     "Link",
+    "LinkFile",
     "LinkKind",
     "LinkOptions",
     "Linked",
     "Module",
+    "ModuleKind",
+    "NeedsFatLto",
+    "NeedsThinLto",
     "OptLevel",
     "Optimize",
+    "PreLink",
     "RelocationModel",
     "Sanitizer",
     "Severity",
+    "Step",
     "Target",
     "WorkResult",
     "artifact_path",
@@ -76,9 +83,15 @@ class EmitKind(enum.Enum):
     """An output form; the value is its name on the command line."""
 
     OBJECT = "obj"
+    FATOBJ = "fatobj"
+    """An object that carries bitcode prepared for LTO, fat or thin; other linkers see an ordinary object."""
     ASSEMBLY = "asm"
     BITCODE = "bc"
     IR = "ir"
+
+
+LINKABLE = frozenset({EmitKind.OBJECT, EmitKind.FATOBJ})
+"""What a linker takes."""
 
 
 class OptLevel(enum.Enum):
@@ -132,6 +145,7 @@ class Engine(enum.Enum):
 
 _SUFFIX = {
     EmitKind.OBJECT: ".o",
+    EmitKind.FATOBJ: ".o",
     EmitKind.ASSEMBLY: ".s",
     EmitKind.BITCODE: ".bc",
     EmitKind.IR: ".ll",
@@ -151,6 +165,14 @@ class Target:
     data_layout: str
 
 
+class ModuleKind(enum.Enum):
+    """What a module is for (rustc's distinction). Only regular ones take part in LTO."""
+
+    REGULAR = "regular"
+    METADATA = "metadata"
+    ALLOCATOR = "allocator"
+
+
 @frozen
 class Module:
     """One codegen unit.
@@ -163,6 +185,18 @@ class Module:
     content: Path | bytes = field(
         repr=lambda c: str(c) if isinstance(c, Path) else f"<{len(c)} bytes>", validator=typed(Path, bytes)
     )
+    kind: ModuleKind = field(default=ModuleKind.REGULAR, validator=typed(ModuleKind))
+    lto: bool = field(default=True, validator=typed(bool))
+    """False keeps a regular module out of LTO, too: one that defines what compilers call (rustc's `no_builtins`)."""
+    lazy: bool = field(default=False, validator=typed(bool))
+    """A member of an archive: a program or shared library takes it only if it needs a symbol of it."""
+    origin: str = field(default="", validator=typed(str))
+    """What a linker would call the module: `lib/libx.a(m.o at 6720)`. By default the file, or the name."""
+
+    @property
+    def takes_part_in_lto(self) -> bool:
+        """Whether the module is optimised together with others, if they are."""
+        return self.lto and self.kind is ModuleKind.REGULAR
 
 
 @frozen(kw_only=True, cache_hash=True)
@@ -215,13 +249,15 @@ class LinkKind(enum.Enum):
 class LinkOptions:
     """What to link once every object is there.
 
-    `inputs` are native objects, archives and shared libraries; `arguments` go to the linker as they are.
+    `inputs` are native objects, archives and shared libraries; `lazy_inputs` native objects that are taken as an
+    archive's members are, if a symbol of them is needed; `arguments` go to the linker as they are.
     """
 
     kind: LinkKind = field(validator=typed(LinkKind))
     output: Path = field(validator=typed(Path))
     inputs: tuple[Path, ...] = field(default=(), validator=typed_members(tuple, Path))
     arguments: tuple[str, ...] = field(default=(), validator=typed_members(tuple, str))
+    lazy_inputs: tuple[Path, ...] = field(default=(), validator=typed_members(tuple, Path))
 
 
 @frozen
@@ -234,11 +270,19 @@ class Estimate:
     """Items of one build with an equal, non-`None` key gain from running in one batch."""
 
 
+class PreLink(enum.Enum):
+    """Which of LLVM's pre-link pipelines a module goes through; the value is clang's (`-flto=`)."""
+
+    THIN = "thin"
+    FAT = "full"
+
+
 @frozen
 class Optimize:
     """Work item: optimise `module` and generate code for it.
 
-    Artifacts go to `out_dir` under the module's name; `out_dir` exists or can be created.
+    Artifacts go to `out_dir` under the module's name; `out_dir` exists or can be created. With `pre_link` the module
+    is taken only to where it meets the others: `bitcode` is the file to write then, in the build's workspace.
     """
 
     module: Module
@@ -248,6 +292,10 @@ class Optimize:
     target: Target
     size: int
     """Bytes of the module's content."""
+    pre_link: PreLink | None = None
+    bitcode: Path | None = None
+    pre_linked: bool = False
+    """The module went through a pre-link pipeline before it came here."""
 
     @property
     def name(self) -> str:
@@ -256,14 +304,29 @@ class Optimize:
 
 
 @frozen
+class LinkFile:
+    """A native object on its way into a link; the linker takes a `lazy` one only if it needs a symbol of it."""
+
+    module: str
+    path: Path
+    lazy: bool = False
+
+
+@frozen
 class Link:
-    """Work item: link `objects` (module name and file each, in the order that symbols are resolved in)."""
+    """Work item: link `objects`, in the order that symbols are resolved in.
+
+    `exports` is what a program or shared library lets others see, besides what it must; `()` is the kind's default.
+    `needs` has symbols with the modules that need them, where objects do not tell that any more.
+    """
 
     link: LinkOptions
-    objects: tuple[tuple[str, Path], ...] = field(repr=count)
+    objects: tuple[LinkFile, ...] = field(repr=count)
     options: CodegenOptions
     target: Target
     reproducer_dir: Path
+    exports: tuple[str, ...] = ()
+    needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
 
     @property
     def name(self) -> str:
@@ -304,6 +367,18 @@ class Artifact:
     bytes: int
 
 
+class Step(enum.Enum):
+    """What of a build a result is about; the value is its name in reports."""
+
+    CODEGEN = "codegen"
+    PRE_LINK = "pre-link"
+    THIN_LINK = "thin-link"
+    THIN_BACKEND = "thin-backend"
+    FAT_LINK = "fat-link"
+    FAT_CODEGEN = "fat-codegen"
+    LINK = "link"
+
+
 @frozen
 class Finished:
     """Work result: the module is compiled and needs nothing more."""
@@ -317,6 +392,48 @@ class Finished:
     diagnostics: tuple[Diagnostic, ...] = ()
     """Warnings."""
     passes: tuple[str, ...] = field(default=(), repr=count)
+    step: Step = Step.CODEGEN
+
+
+@frozen
+class NeedsThinLto:
+    """Work result: the module went as far as it can without the others of its build, and ThinLTO comes next.
+
+    `bitcode` has a summary; it is a file of the build's own. `code_bytes` is how much of it is functions, which is
+    what the time of its backend compile follows from.
+    """
+
+    module: str
+    bitcode: Path
+    code_bytes: int
+    lazy: bool
+    origin: str
+    engine: Engine
+    seconds: float
+    peak_rss_bytes: int
+    diagnostics: tuple[Diagnostic, ...] = ()
+    passes: tuple[str, ...] = field(default=(), repr=count)
+    step: Step = field(default=Step.PRE_LINK, init=False)
+
+
+@frozen
+class NeedsFatLto:
+    """Work result: the module is ready to be merged with the others of its build.
+
+    `bitcode` is a file of the build's own, which goes when it has been merged.
+    """
+
+    module: str
+    bitcode: Path
+    code_bytes: int
+    lazy: bool
+    origin: str
+    engine: Engine
+    seconds: float
+    peak_rss_bytes: int
+    diagnostics: tuple[Diagnostic, ...] = ()
+    passes: tuple[str, ...] = field(default=(), repr=count)
+    step: Step = field(default=Step.PRE_LINK, init=False)
 
 
 @frozen
@@ -328,6 +445,7 @@ class Failed:
     seconds: float
     peak_rss_bytes: int
     diagnostics: tuple[Diagnostic, ...]
+    step: Step = Step.CODEGEN
 
 
 @frozen
@@ -341,6 +459,7 @@ class Linked:
     seconds: float
     peak_rss_bytes: int
     diagnostics: tuple[Diagnostic, ...] = ()
+    step: Step = field(default=Step.LINK, init=False)
 
 
-WorkResult = Finished | Linked | Failed
+WorkResult = Finished | NeedsThinLto | NeedsFatLto | Linked | Failed
