@@ -14,12 +14,14 @@ import trio
 from attrs import evolve
 
 from workers.llvm.link import link
+from workers.llvm.lld_line import LldLines
 from workers.llvm.toolchain import Toolchain, find_toolchain
 from workers.work import (
     CodegenOptions,
     Failed,
     Link,
     Linked,
+    LinkFile,
     LinkKind,
     LinkOptions,
     RelocationModel,
@@ -78,7 +80,8 @@ def _nothing_left(tmp_path: Path) -> Iterator[None]:
 def compile_c(toolchain: Toolchain, source: str, output: Path, *flags: str) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     argv = [*toolchain.clang, "-cc1", "-triple", TRIPLE, "-O1", "-mrelocation-model", "pic", "-pic-level", "2"]
-    argv += ["-emit-obj", "-w", *flags, "-x", "c", "-", "-o", str(output)]
+    emit = [] if "-emit-llvm-bc" in flags else ["-emit-obj"]
+    argv += [*emit, "-w", "-x", "c", *flags, "-", "-o", str(output)]
     subprocess.run(argv, input=source.encode(), check=True)
     return output
 
@@ -103,7 +106,8 @@ def item(
 ) -> Link:
     options = options or CodegenOptions()
     work = LinkOptions(kind, output, inputs, arguments)
-    return Link(work, tuple(objects), options, Target(triple, ""), output.parent / "reproducers")
+    files = tuple(LinkFile(name, path) for name, path in objects)
+    return Link(work, files, options, Target(triple, ""), output.parent / "reproducers")
 
 
 async def perform(work: Link, toolchain: Toolchain, tmp_path: Path, environ: dict[str, str]) -> Linked | Failed:
@@ -236,6 +240,89 @@ async def test_messages_name_modules_and_a_good_program_stays(
         assert "ltod-link" not in message
         assert "collect2" not in message
     assert program.read_text() == "a good program"
+
+
+@needs_cc
+async def test_lazy_objects_are_taken_if_they_are_needed(
+    wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
+) -> None:
+    broken = compile_c(wheel, "int nowhere(void); int unneeded(void) { return nowhere(); }", tmp_path / "broken.o")
+    files = (
+        LinkFile("lib x/unneeded", broken, lazy=True),
+        LinkFile("lib x/half", objects[1][1], lazy=True),
+        LinkFile(objects[0][0], objects[0][1]),
+        LinkFile("lib x/twice", objects[2][1], lazy=True),
+    )
+    program = evolve(item(objects, LinkKind.EXECUTABLE, tmp_path / "a.out", "-lm"), objects=files)
+    await linked(program, wheel, tmp_path)
+    assert await output_of(str(tmp_path / "a.out")) == "9 2\n"
+    assert b"unneeded" not in (tmp_path / "a.out").read_bytes()
+    whole = evolve(program, objects=tuple(evolve(file, lazy=False) for file in files))
+    message = await failure(whole, wheel, tmp_path)
+    assert "undefined symbol: nowhere" in message
+    assert "lib x/unneeded:(unneeded)" in message
+    archive = item(objects, LinkKind.STATIC, tmp_path / "all.a")
+    await linked(evolve(archive, objects=files), wheel, tmp_path)
+    assert b"unneeded" in (tmp_path / "all.a").read_bytes()
+
+
+@needs_cc
+async def test_exports_of_programs_and_libraries(
+    wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
+) -> None:
+    library = evolve(item(objects[1:], LinkKind.SHARED, tmp_path / "lib.so"), exports=("twice",))
+    await linked(library, wheel, tmp_path)
+    loaded = ctypes.CDLL(str(tmp_path / "lib.so"))
+    assert loaded.twice(21) == 42
+    assert not hasattr(loaded, "half")
+    program = evolve(item(objects, LinkKind.EXECUTABLE, tmp_path / "a.out", "-lm"), exports=("half", "nothing"))
+    message = await failure(program, wheel, tmp_path)
+    assert message.endswith("symbol 'nothing' is to be exported, but nothing defines it")
+    assert "cannot be exported" in await failure(evolve(program, exports=("a*",)), wheel, tmp_path)
+
+
+@needs_cc
+async def test_what_a_link_has_learnt_serves_the_next(
+    wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
+) -> None:
+    (tmp_path / "lines").mkdir()
+    lines = LldLines(wheel, tmp_path / "lines", os.environ)
+    for number in range(2):
+        work = item(objects, LinkKind.EXECUTABLE, tmp_path / f"{number}.out", "-lm")
+        with trio.fail_after(60):
+            result = await link(work, wheel, tmp_path / "scratch", NO_COMPILER, lines)
+        assert isinstance(result, Linked), result
+    assert (tmp_path / "0.out").read_bytes() == (tmp_path / "1.out").read_bytes()
+
+
+@needs_cc
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("-lno_such_library", "unable to find library -lno_such_library"),
+        ("-Wl,--no-such-option", "unknown argument '--no-such-option'"),
+        ("--no-such-option", "unrecognized command-line option"),
+        ("absent file.o", "absent file.o"),
+    ],
+)
+async def test_other_errors_come_through(
+    argument: str, words: str, wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
+) -> None:
+    message = await failure(item(objects, LinkKind.EXECUTABLE, tmp_path / "a.out", "-lm", argument), wheel, tmp_path)
+    assert message.startswith("linking failed (exit status 1")
+    assert words.replace("unrecognized", "") in message.replace("unrecognized", "").replace("unsupported", "")
+
+
+@needs_cc
+async def test_code_that_cannot_be_moved_is_the_modules_fault(
+    wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
+) -> None:
+    source = 'int f(void) { int r; __asm__("movl $elsewhere, %0" : "=r"(r)); return r; }'
+    fixed = compile_c(wheel, source, tmp_path / "fixed.o")
+    work = item([*objects, ("fixed/code", fixed)], LinkKind.SHARED, tmp_path / "lib.so")
+    message = await failure(work, wheel, tmp_path)
+    assert "relocation R_X86_64_32 cannot be used against symbol 'elsewhere'" in message
+    assert "fixed/code:(f)" in message
 
 
 @needs_cc

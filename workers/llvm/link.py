@@ -1,7 +1,7 @@
 """The last step: objects become a program, a shared library or a static archive.
 
-Here belong the linker's command line, its messages put in terms of modules, and how the output gets to its place.
-Which program does it is the business of `workers.llvm.link_driver`.
+Here belong how the linker is run and how its output gets to its place. The linker's command line is made in
+`workers.llvm.lld_line`, what it says is put in terms of modules in `workers.llvm.link_messages`.
 
 The linker sees each object under a path that ends with its module's name. It runs in our working directory, because
 arguments for it (`-Lx`, `-Wl,--version-script=x.map`) are the user's own words. The output grows in a directory of its
@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -21,10 +22,12 @@ from attrs import frozen
 
 from workers.action import Action, ActionResult, run
 from workers.llvm.failures import describe_signal
-from workers.llvm.link_driver import Driver, DriverError, check_link, choose_archiver, choose_driver, kind_flags
+from workers.llvm.link_driver import DriverError, check_link, choose_archiver
+from workers.llvm.link_messages import explain_link
+from workers.llvm.lld_line import LldLines, in_directory, through_file
 from workers.llvm.toolchain import Toolchain
 from workers.placing import landing, place
-from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity
+from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity, Step
 
 __all__ = ["link"]
 
@@ -35,29 +38,26 @@ _NOTEWORTHY_SECONDS = 5.0
 """From here on a link is explained."""
 
 _MAX_ARGUMENTS = 64 * 1024
-"""Bytes of objects' paths that are given directly; more go through a file."""
-
-_MAX_MESSAGE = 16_000
-
-_DRIVER_NOISE = (
-    "collect2: error: ld returned",
-    "clang: error: linker command failed",
-    "clang++: error: linker command",
-)
+"""Bytes of members' paths that an archiver is given directly; more go through a file."""
 
 
 @frozen
 class _Command:
     argv: tuple[str, ...]
+    directory: Path
     environment: Mapping[str, str]
+    remarks: str = ""
     note: str | None = None
 
 
-async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Mapping[str, str]) -> Linked | Failed:
+async def link(
+    item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Mapping[str, str], lines: LldLines | None = None
+) -> Linked | Failed:
     """Link the objects of `item`; what was at the output's path before stays there unless this succeeds.
 
-    Everything that goes wrong is told by a `Failed`. `environ` is asked for PATH and for where caches are. The same
-    objects and libraries give the same bytes. When cancelled, nothing is left of the attempt.
+    Everything that goes wrong is told by a `Failed`. `environ` is asked for PATH and for where caches are; `lines`
+    remembers what was learnt from it. The same objects and libraries give the same bytes. When cancelled, nothing is
+    left of the attempt.
     """
     started = trio.current_time()
     try:
@@ -68,16 +68,20 @@ async def link(item: Link, toolchain: Toolchain, scratch_dir: Path, environ: Map
             if item.link.kind is LinkKind.STATIC:
                 command = _archive(item, toolchain, list(names), output, scratch, environ)
             else:
-                command = await _program(item, toolchain, list(names), output, scratch, environ)
+                command = await _program(
+                    item, lines or LldLines(toolchain, scratch, environ), list(names), output, scratch
+                )
             async with run(_action(command, item), scratch) as result:
                 problem = _problem(result, output)
-                text = _message(result.stderr, {**names, str(output): str(item.link.output)})
+                known = {**names, str(output): str(item.link.output)}
+                text = await trio.to_thread.run_sync(partial(explain_link, result.stderr, known, needs=item.needs))
                 if problem is not None:
                     return _failed(item, f"{problem}{': ' if text else ''}{text}", started, result.peak_rss_bytes)
                 size = output.stat().st_size
                 _put(output, item.link.output)
                 seconds = trio.current_time() - started
-                diagnostics = _remarks(item, text, command.note if seconds > _NOTEWORTHY_SECONDS else None)
+                note = command.note if seconds > _NOTEWORTHY_SECONDS else None
+                diagnostics = _remarks(item, (command.remarks, text), note)
                 return Linked(
                     item.name, item.link.output, size, Engine.TOOLCHAIN, seconds, result.peak_rss_bytes, diagnostics
                 )
@@ -133,45 +137,31 @@ def _lay_out(item: Link, scratch: Path) -> dict[str, str]:
     """Give every object a path that ends with its module's name. Path to name, in the order of linking."""
     names: dict[str, str] = {}
     flat = item.link.kind is LinkKind.STATIC
-    for number, (name, path) in enumerate(item.objects):
+    for number, file in enumerate(item.objects):
+        name, path = file.module, file.path
         # Members of an archive have no directories. A module may be called anything, `../x` for one.
         parts = name.split("/")
-        usable = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
+        shown_already = path.is_absolute() and str(path).endswith(f"/{name}.o")
+        usable = all(part not in ("", ".", "..") and part.isprintable() and len(part.encode()) <= 200 for part in parts)
         shown = (".".join(parts) if flat else name) if usable else f"module-{number}"
-        place = scratch / "m" / f"{shown}.o"
+        place = path if usable and shown_already and not flat else scratch / "m" / f"{shown}.o"
         if str(place) in names:
             place = scratch / "m" / f"{shown}.{number}.o"
-        place.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             raise FileNotFoundError(2, f"the object of {name} is gone", str(path))
-        place.symlink_to(path.absolute())
+        if place is not path:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.absolute())
         names[str(place)] = name
     return names
 
 
-async def _program(
-    item: Link, toolchain: Toolchain, objects: Sequence[str], output: Path, scratch: Path, environ: Mapping[str, str]
-) -> _Command:
-    inputs = [path.absolute() for path in item.link.inputs]
-    driver: Driver = await choose_driver(
-        toolchain,
-        item.options.target_triple or item.target.triple,
-        [*map(Path, objects), *(path for path in inputs if path.suffix in (".o", ".a"))],
-        item.options.sanitizers,
-        scratch,
-        environ,
-    )
-    argv = (
-        *driver.argv,
-        *kind_flags(item.link.kind, item.options.relocation_model),
-        "-o",
-        str(output),
-        *_through_file(objects, scratch / "objects.rsp"),
-        *map(str, inputs),
-        *item.link.arguments,
-        *driver.libraries,
-    )
-    return _Command(argv, {**driver.environment, "TMPDIR": str(scratch)}, driver.note)
+async def _program(item: Link, lines: LldLines, objects: Sequence[str], output: Path, scratch: Path) -> _Command:
+    paths = [Path(path) for path in objects]
+    line = await lines.line(item.link, item.exports, paths, item.options, item.target)
+    files = [(path, file.lazy) for path, file in zip(objects, item.objects, strict=True)]
+    argv = line.argv(files, str(output), response=scratch / "objects.rsp")
+    return _Command(argv, line.directory, {**line.environment, "TMPDIR": str(scratch)}, line.remarks, line.note)
 
 
 def _archive(
@@ -188,24 +178,17 @@ def _archive(
             raise DriverError(f"{path} is a shared library, which cannot be put into a static archive")
     # q, not r: members with equal names stay both. D: no times, no owners.
     operation = "qcsDL" if archiver.flattens else "qcsD"
-    members = _through_file([*objects, *map(str, inputs)], scratch / "members.rsp")
-    return _Command((*archiver.argv, operation, str(output), *members), {})
-
-
-def _through_file(arguments: Sequence[str], file: Path) -> Sequence[str]:
-    """The arguments, or an `@file` with them where they are too many for a command line."""
-    if sum(map(len, arguments)) <= _MAX_ARGUMENTS:
-        return arguments
-    quoted = ('"' + argument.replace("\\", "\\\\").replace('"', '\\"') + '"' for argument in arguments)
-    file.write_text("\n".join(quoted) + "\n", errors="surrogateescape")
-    return [f"@{file}"]
+    members = [*objects, *map(str, inputs)]
+    if sum(map(len, members)) > _MAX_ARGUMENTS:
+        members = [through_file(members, scratch / "members.rsp")]
+    return _Command((*archiver.argv, operation, str(output), *members), Path.cwd(), {"LC_ALL": "C.UTF-8"})
 
 
 def _action(command: _Command, item: Link) -> Action:
     return Action(
-        argv=("/bin/sh", "-c", 'cd -- "$0" && exec "$@"', str(Path.cwd()), *command.argv),
+        argv=in_directory(command.directory, command.argv),
         inputs={},
-        environment={"LC_ALL": "C.UTF-8", **command.environment},
+        environment=command.environment,
         time_limit=_LINK_SECONDS,
         memory_limit=item.options.memory_limit,
     )
@@ -224,21 +207,11 @@ def _problem(result: ActionResult, output: Path) -> str | None:
     return None if output.is_file() else "the linker ended with status 0 and did not write its output"
 
 
-def _message(stderr: bytes, names: Mapping[str, str]) -> str:
-    """What the tools said, with modules instead of our paths and without what drivers add to the linker's words."""
-    lines = stderr.decode(errors="replace").splitlines()
-    text = "\n".join(line for line in lines if line.strip() and not line.startswith(_DRIVER_NOISE))
-    for path in sorted(names, key=len, reverse=True):
-        if path in text:
-            text = text.replace(path, names[path])
-    return text[:_MAX_MESSAGE]
-
-
-def _remarks(item: Link, text: str, note: str | None) -> tuple[Diagnostic, ...]:
-    warning = [Diagnostic(Severity.WARNING, item.name, text)] if text else []
-    return (*warning, *([Diagnostic(Severity.NOTE, item.name, note)] if note is not None else []))
+def _remarks(item: Link, texts: Sequence[str], note: str | None) -> tuple[Diagnostic, ...]:
+    warnings = [Diagnostic(Severity.WARNING, item.name, text) for text in texts if text]
+    return (*warnings, *([Diagnostic(Severity.NOTE, item.name, note)] if note is not None else []))
 
 
 def _failed(item: Link, message: str, started: float, peak_rss_bytes: int = 0) -> Failed:
     diagnostics = (Diagnostic(Severity.ERROR, item.name, message),)
-    return Failed(item.name, Engine.TOOLCHAIN, trio.current_time() - started, peak_rss_bytes, diagnostics)
+    return Failed(item.name, Engine.TOOLCHAIN, trio.current_time() - started, peak_rss_bytes, diagnostics, Step.LINK)

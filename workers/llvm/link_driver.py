@@ -13,13 +13,12 @@ The order, and why:
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 from workers.action import Action, run
 from workers.errors import InternalError
@@ -27,9 +26,30 @@ from workers.llvm.toolchain import LLVM_MAJOR, Toolchain
 from workers.target import TargetFlags, parse_triple, same_target
 from workers.work import LinkKind, LinkOptions, RelocationModel, Sanitizer
 
-__all__ = ["Archiver", "Driver", "DriverError", "check_link", "choose_archiver", "choose_driver", "kind_flags"]
+__all__ = [
+    "TELLTALE",
+    "Archiver",
+    "Driver",
+    "DriverError",
+    "Drivers",
+    "check_link",
+    "choose_archiver",
+    "choose_driver",
+    "kind_flags",
+]
 
 _QUESTION_SECONDS = 60.0
+
+TELLTALE = "LTOD_LINKER_ARGUMENTS"
+
+_TELLTALE = f"""#!/bin/sh
+for argument do
+    case $argument in
+        @*) cat <"${{argument#@}}" >"${TELLTALE}.response" ;;
+    esac
+done
+printf '%s\\0' "$@" >"${TELLTALE}"
+"""
 
 # Runtime functions of C++ and names in namespace std, as they stand in a symbol table. `St3__1` is libc++'s.
 _LIBCXX = re.compile(rb"_ZNK?St3__1")
@@ -52,10 +72,15 @@ class DriverError(Exception):
 
 @frozen
 class Driver:
-    """A compiler driver that links: `argv` begins its command line, `libraries` end it."""
+    """A compiler driver that links: `argv` begins its command line, `libraries` end it.
+
+    With a `telltale`, it does not start a linker but the program in that directory; without, it is zig, which starts
+    its own.
+    """
 
     argv: tuple[str, ...]
-    environment: Mapping[str, str] = field(factory=dict)
+    environment: Mapping[str, str]
+    telltale: Path | None = None
     libraries: tuple[str, ...] = ()
     note: str | None = None
     """What to tell the user if linking takes long."""
@@ -89,44 +114,90 @@ def check_link(link: LinkOptions, toolchain: Toolchain, triple: str) -> None:
         raise DriverError(f"there is no ld.lld-{LLVM_MAJOR} beside {toolchain.clang[0]} ({toolchain.origin})")
 
 
+class Drivers:
+    """Chooses drivers, and remembers what it asked them. What they need is made in `directory`, and stays there."""
+
+    def __init__(self, toolchain: Toolchain, directory: Path, environ: Mapping[str, str]) -> None:
+        self._toolchain = toolchain
+        self._directory = directory
+        self._environ = environ
+        self._path = environ.get("PATH", "/usr/bin:/bin")
+        self._answers: dict[tuple[str, str], str] = {}
+        self._asking = trio.Lock()
+
+    async def choose(self, triple: str, objects: Sequence[Path], sanitizers: frozenset[Sanitizer]) -> Driver:
+        """Find the driver for a link of `objects` for `triple`. Raises `DriverError`, `OSError`."""
+        if self._toolchain.lld is None:
+            raise InternalError("a link without ld.lld: `check_link` refuses it")
+        needed = await trio.to_thread.run_sync(_standard_library, tuple(objects))
+        sanitize = tuple(f"-fsanitize={name}" for name in sorted(sanitizer.value for sanitizer in sanitizers))
+        environment = {"PATH": self._path}
+        zig = _zig(self._toolchain)
+        if zig is None:
+            linker = f"--ld-path={self._telltale() / 'ld.lld'}"
+            argv = (*self._toolchain.clang, f"--target={triple}", linker, *sanitize)
+            return Driver(argv, environment, self._telltale(), _libraries(needed))
+        cc = _which("cc", self._path)
+        if cc is not None and needed != "c++" and await self._serves(cc, triple):
+            argv = (cc, "-fuse-ld=lld", f"-B{self._telltale()}", *sanitize)
+            return Driver(argv, environment, self._telltale(), _libraries(needed))
+        if sanitizers:
+            names = " and ".join(sorted(sanitizer.value for sanitizer in sanitizers))
+            raise DriverError(
+                f"the wheel has no runtime for the {names} sanitizer: install a C compiler, or name a toolchain"
+            )
+        target = _zig_target(triple)
+        return Driver(
+            # Without -O2 and the second flag, zig would add checks and a runtime for them.
+            (zig, "c++" if needed else "cc", "-target", target, "-O2", "-fno-sanitize=undefined"),
+            {"ZIG_GLOBAL_CACHE_DIR": str(_cache(self._environ, self._directory))},
+            note=f"the first link for {target} with the ziglang wheel builds its C library, which takes up to a minute",
+        )
+
+    async def _serves(self, cc: str, triple: str) -> bool:
+        """Whether `cc` makes programs for `triple`, and has what it takes."""
+        machine = await self._ask(cc, "-dumpmachine")
+        if not machine or not same_target(machine, triple):
+            return False
+        # An absolute path where the file is found, else the name again.
+        return (await self._ask(cc, "-print-file-name=crt1.o")).startswith("/")
+
+    async def _ask(self, cc: str, question: str) -> str:
+        """The answer, '' if there is none; that may be for lack of memory, so only answers are remembered."""
+        async with self._asking:
+            if (cc, question) not in self._answers:
+                environment = {"PATH": self._path}
+                action = Action(argv=(cc, question), inputs={}, environment=environment, time_limit=_QUESTION_SECONDS)
+                async with run(action, self._directory) as result:
+                    if result.status != 0:
+                        return ""
+                    self._answers[cc, question] = result.stdout.decode(errors="replace").strip()
+            return self._answers[cc, question]
+
+    def _telltale(self) -> Path:
+        """A directory in which drivers find, under the linker's name, what only writes its arguments down.
+
+        They end with zero bytes each in the file that `TELLTALE` names; a response file among them is kept beside it.
+        """
+        directory = self._directory / "driver"
+        program = directory / "ld.lld"
+        if not program.exists():
+            directory.mkdir(exist_ok=True)
+            program.write_text(_TELLTALE)
+            program.chmod(0o755)
+        return directory
+
+
 async def choose_driver(
     toolchain: Toolchain,
     triple: str,
-    objects: Iterable[Path],
+    objects: Sequence[Path],
     sanitizers: frozenset[Sanitizer],
     directory: Path,
     environ: Mapping[str, str],
 ) -> Driver:
-    """Find the driver for `triple`. Files that it needs are made in `directory`. Raises `DriverError`, `OSError`."""
-    if toolchain.lld is None:
-        raise InternalError("a link without ld.lld: `check_link` refuses it")
-    needed = await trio.to_thread.run_sync(_standard_library, tuple(objects))
-    sanitize = tuple(f"-fsanitize={name}" for name in sorted(sanitizer.value for sanitizer in sanitizers))
-    path = environ.get("PATH", "/usr/bin:/bin")
-    zig = _zig(toolchain)
-    if zig is None:
-        argv = (*toolchain.clang, f"--target={triple}", f"--ld-path={toolchain.lld[0]}", *sanitize)
-        return Driver(argv, {"PATH": path}, _libraries(needed))
-    cc = _which("cc", path)
-    if cc is not None and needed != "c++" and await _serves(cc, triple, directory, path):
-        _make_lld(directory / "lld", toolchain.lld)
-        argv = (cc, "-fuse-ld=lld", f"-B{directory / 'lld'}", *sanitize)
-        return Driver(argv, {"PATH": path}, _libraries(needed))
-    if sanitizers:
-        names = " and ".join(sorted(sanitizer.value for sanitizer in sanitizers))
-        raise DriverError(
-            f"the wheel has no runtime for the {names} sanitizer: install a C compiler, or name a toolchain"
-        )
-    target = _zig_target(triple)
-    return Driver(
-        # Without -O2 and the second flag, zig would add checks and a runtime for them.
-        (zig, "c++" if needed else "cc", "-target", target, "-O2", "-fno-sanitize=undefined"),
-        {
-            "ZIG_GLOBAL_CACHE_DIR": str(_cache(environ, directory)),
-            "ZIG_LOCAL_CACHE_DIR": str(directory / "zig"),
-        },
-        note=f"the first link for {target} with the ziglang wheel builds its C library, which takes up to a minute",
-    )
+    """`Drivers.choose`, for who asks once. Raises `DriverError`, `OSError`."""
+    return await Drivers(toolchain, directory, environ).choose(triple, objects, sanitizers)
 
 
 def choose_archiver(toolchain: Toolchain, environ: Mapping[str, str]) -> Archiver:
@@ -179,29 +250,6 @@ def _libraries(needed: str | None) -> tuple[str, ...]:
     if needed is None:
         return ()
     return ("-Wl,--push-state,--as-needed", f"-l{needed}", "-lm", "-Wl,--pop-state")
-
-
-async def _serves(cc: str, triple: str, directory: Path, path: str) -> bool:
-    """Whether `cc` makes programs for `triple`, and has what it takes."""
-    machine = await _ask(cc, "-dumpmachine", directory, path)
-    if not machine or not same_target(machine, triple):
-        return False
-    # An absolute path where the file is found, else the name again.
-    return (await _ask(cc, "-print-file-name=crt1.o", directory, path)).startswith("/")
-
-
-async def _ask(cc: str, question: str, directory: Path, path: str) -> str:
-    action = Action(argv=(cc, question), inputs={}, environment={"PATH": path}, time_limit=_QUESTION_SECONDS)
-    async with run(action, directory) as result:
-        return result.stdout.decode(errors="replace").strip() if result.status == 0 else ""
-
-
-def _make_lld(directory: Path, lld: tuple[str, ...]) -> None:
-    """A directory in which a driver finds our lld by its name."""
-    directory.mkdir()
-    wrapper = directory / "ld.lld"
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(lld)} "$@"\n')
-    wrapper.chmod(0o755)
 
 
 def _zig_target(triple: str) -> str:
