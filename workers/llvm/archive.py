@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from workers.llvm.content import ContentError, Source, open_file
 
@@ -29,12 +29,14 @@ class ArchiveError(ValueError):
 class Member:
     """One member: the bytes `extent` (offset and size) of `path`, or all of that file where `extent` is `None`.
 
-    `name` is what the archive calls it: in a thin archive a path, and never to be trusted as one elsewhere.
+    `name` is what the archive calls it: in a thin archive a path, and never to be trusted as one elsewhere. `header`
+    is where it begins in the archive that was read.
     """
 
     name: str
     path: Path
     extent: tuple[int, int] | None
+    header: int
 
 
 @frozen
@@ -54,7 +56,7 @@ def read_members(source: Source, path: Path) -> tuple[Member, ...]:
     members. Raises `ArchiveError` for damage.
     """
     try:
-        return tuple(member for _, member in _Reader.of(source, path, proxies=True).members())
+        return tuple(_Reader.of(source, path, proxies=True).members())
     except ContentError as error:
         raise ArchiveError(f"it {error}") from error
 
@@ -74,8 +76,7 @@ class _Reader:
             raise ArchiveError("there is no archive magic at byte 0")
         return cls(source, path, magic == _THIN_MAGIC, proxies)
 
-    def members(self) -> Iterator[tuple[int, Member]]:
-        """Each member with the offset of its header."""
+    def members(self) -> Iterator[Member]:
         names = b""
         others: dict[Path, dict[int, Member]] = {}
         for entry in self._entries():
@@ -86,14 +87,14 @@ class _Reader:
                 continue
             long = _LONG_NAME.fullmatch(entry.name)
             if long is None:
-                yield entry.header, self._member(entry, entry.name.removesuffix(b"/"))
+                yield self._member(entry, entry.name.removesuffix(b"/"))
                 continue
             if int(long[1]) >= len(names):
                 raise ArchiveError(f"the member at byte {entry.header} has a name outside of the name table")
             text = _TABLE_ENTRY.match(names, int(long[1]))
             name = text[0].removesuffix(b"/") if text else b""
             if long[2] is None:
-                yield entry.header, self._member(entry, name)
+                yield self._member(entry, name)
                 continue
             other = self._elsewhere(name)
             if other not in others:
@@ -102,14 +103,14 @@ class _Reader:
                 raise ArchiveError(
                     f"the member at byte {entry.header} refers to byte {int(long[2])} of {other}: no member"
                 )
-            yield entry.header, others[other][int(long[2])]
+            yield evolve(others[other][int(long[2])], header=entry.header)
 
     def _member(self, entry: _Entry, name: bytes) -> Member:
         if not name or b"\0" in name:
             raise ArchiveError(f"the member at byte {entry.header} has no usable name")
         if self.thin:
-            return Member(_text(name), self._elsewhere(name), None)
-        return Member(_text(name), self.path, (entry.offset, entry.size))
+            return Member(_text(name), self._elsewhere(name), None, entry.header)
+        return Member(_text(name), self.path, (entry.offset, entry.size), entry.header)
 
     def _elsewhere(self, name: bytes) -> Path:
         return self.path.parent / _text(name)
@@ -119,7 +120,7 @@ class _Reader:
             raise ArchiveError(f"the member at byte {entry.header} is in an archive that refers to {other} itself")
         try:
             with open_file(other) as source:
-                return dict(_Reader.of(source, other, proxies=False).members())
+                return {member.header: member for member in _Reader.of(source, other, proxies=False).members()}
         except ContentError as error:
             raise ArchiveError(f"it refers to {other}, which {error}") from error
         except ArchiveError as error:

@@ -14,9 +14,9 @@ from workers.errors import ModuleError, RequestError
 from workers.llvm.archive import ArchiveError, Member, read_members
 from workers.llvm.bitcode import BitcodeError, Header, check_whole, producer_major, read_header
 from workers.llvm.content import ContentError, FileView, Source, open_file
-from workers.llvm.kind import ContentKind, sniff
+from workers.llvm.kind import OBJECTS, ContentKind, sniff
 from workers.llvm.naming import Origin, module_names
-from workers.llvm.objectfile import ElfType, ObjectError, elf_type, find_bitcode
+from workers.llvm.objectfile import ObjectError, ObjectType, find_bitcode, object_type
 from workers.llvm.textir import read_text_header
 from workers.work import Module
 
@@ -39,12 +39,17 @@ _HINTS = {extension: hint for extensions, hint in _SOURCES.items() for extension
 
 @frozen
 class NativeMember:
-    """An object without bitcode in an archive: `size` bytes at `offset` of `archive`, called `name` there."""
+    """An object without bitcode out of an archive that has bitcode in it, too, called `name` there.
+
+    Its content is `size` bytes at `offset` of `archive` (of a thin archive: the member's file). As all that is in an
+    archive, it belongs into a link only if something needs a symbol of it. `origin` is what a linker would call it.
+    """
 
     archive: Path
     name: str
     offset: int
     size: int
+    origin: str
 
 
 @frozen
@@ -54,7 +59,8 @@ class Inputs:
     modules: tuple[Module, ...]
     link_inputs: tuple[Path | NativeMember, ...]
     """What has no bitcode and matters when linking only: native objects, shared libraries, and archives; an
-    archive with bitcode in it is taken apart, others stay whole, so that the linker takes what it needs."""
+    archive with bitcode in it is taken apart, into lazy modules and members, others stay whole. Either way the linker
+    takes what it needs."""
     problems: tuple[ModuleError, ...]
     """Inputs that are of no use, each under the name it was given by."""
 
@@ -74,8 +80,11 @@ def read_inputs(arguments: Sequence[str | Path], stdin: Callable[[], bytes]) -> 
                     found.add_file(argument, path, view)
         except (_UselessError, ContentError) as error:
             found.problems.append(ModuleError(argument, str(error)))
-    names = module_names([origin for origin, _ in found.modules])
-    modules = tuple(Module(name, content) for name, (_, content) in zip(names, found.modules, strict=True))
+    names = module_names([origin for origin, _, _ in found.modules])
+    modules = tuple(
+        Module(name, content, lazy=origin.member is not None, origin=label)
+        for name, (origin, content, label) in zip(names, found.modules, strict=True)
+    )
     return Inputs(modules, tuple(found.link_inputs), tuple(found.problems))
 
 
@@ -110,7 +119,8 @@ class _UselessError(Exception):
 
 @define
 class _Found:
-    modules: list[tuple[Origin, Path | bytes]] = Factory(list)
+    modules: list[tuple[Origin, Path | bytes, str]] = Factory(list)
+    """With what a linker would call each."""
     link_inputs: list[Path | NativeMember] = Factory(list)
     problems: list[ModuleError] = Factory(list)
 
@@ -122,46 +132,47 @@ class _Found:
         kind, part = _ir_part(content)
         if kind is ContentKind.BITCODE:
             _checked(check_whole, part)
-        self.modules.append((Origin(None), bytes(part[:])))
+        self.modules.append((Origin(None), bytes(part[:]), ""))
 
     def add_file(self, argument: str, path: Path, view: FileView) -> None:
         match sniff(view):
             case ContentKind.BITCODE:
                 _checked(check_whole, view)
-                self.modules.append((Origin(path), path))
+                self.modules.append((Origin(path), path, argument))
             case ContentKind.TEXT:
-                self.modules.append((Origin(path), path))
-            case ContentKind.ELF:
-                content = _embedded(view)
-                if content is not None:
-                    self.modules.append((Origin(path), content))
-                else:
-                    self.link_inputs.append(path)
+                self.modules.append((Origin(path), path, argument))
             case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
                 self._add_archive(argument, path, view)
-            case ContentKind.UNKNOWN:
-                raise _UselessError(_what_else(view, path.suffix))
+            case kind if kind in OBJECTS:
+                content = _embedded(view)
+                if content is not None:
+                    self.modules.append((Origin(path), content, argument))
+                else:
+                    self.link_inputs.append(path)
+            case kind:
+                raise _UselessError(_what_else(kind, view, path.suffix))
 
     def _add_archive(self, argument: str, path: Path, view: FileView) -> None:
         try:
             members = read_members(view, path)
         except ArchiveError as error:
             raise _UselessError(f"the archive is truncated or damaged: {error}; make it again") from error
-        modules: list[tuple[Origin, Path | bytes]] = []
+        modules: list[tuple[Origin, Path | bytes, str]] = []
         natives: list[Path | NativeMember] = []
         problems: list[ModuleError] = []
         for member in members:
+            label = f"{argument}({_printable(PurePosixPath(member.name).name)} at {member.header})"
             try:
                 with _member_view(member, path, view) as part:
-                    content = _member_content(member, part)
+                    content = _member_content(member, part, label)
             except (_UselessError, ContentError) as error:
                 where = f" ({member.path})" if member.extent is None else ""
                 problems.append(ModuleError(f"{argument}({_printable(member.name)})", f"{error}{where}"))
                 continue
             if isinstance(content, NativeMember):
-                natives.append(content if member.extent is not None else member.path)
+                natives.append(content)
             elif content is not None:
-                modules.append((Origin(path, member.name), content))
+                modules.append((Origin(path, member.name), content, label))
         self.modules += modules
         self.problems += problems
         self.link_inputs += natives if modules or problems else [path]
@@ -214,19 +225,19 @@ def _ir_part(source: Source) -> tuple[ContentKind, Source]:
     match sniff(source):
         case ContentKind.BITCODE | ContentKind.TEXT as kind:
             return kind, source
-        case ContentKind.ELF:
-            place = _bitcode_place(source)
-            if place is None:
-                raise _UselessError("is an ELF file without bitcode, there is nothing to compile: link it, by its path")
-            return ContentKind.BITCODE, bytes(source[place[0] : place[0] + place[1]])
         case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
             raise _UselessError("is an archive and no single module: name its file as an input")
-        case ContentKind.UNKNOWN:
-            raise _UselessError(_what_else(source, ""))
+        case kind if kind in OBJECTS:
+            place = _bitcode_place(source)
+            if place is None:
+                raise _UselessError("is an object without bitcode, there is nothing to compile: link it, by its path")
+            return ContentKind.BITCODE, bytes(source[place[0] : place[0] + place[1]])
+        case kind:
+            raise _UselessError(_what_else(kind, source, ""))
 
 
 def _embedded(view: FileView) -> bytes | None:
-    """The bitcode inside of an ELF file, whole; `None` where it has none and is for the linker."""
+    """The bitcode inside of an object file, whole; `None` where it has none and is for the linker."""
     place = _bitcode_place(view)
     if place is None:
         return None
@@ -237,14 +248,14 @@ def _embedded(view: FileView) -> bytes | None:
 
 def _bitcode_place(source: Source) -> tuple[int, int] | None:
     try:
-        match elf_type(source):
-            case ElfType.RELOCATABLE:
+        match object_type(source):
+            case ObjectType.RELOCATABLE:
                 return find_bitcode(source)
-            case ElfType.SHARED:
+            case ObjectType.SHARED:
                 return None
-            case ElfType.EXECUTABLE:
+            case ObjectType.EXECUTABLE:
                 raise _UselessError("is a linked program: give the bitcode or objects it was made of")
-            case ElfType.CORE:
+            case ObjectType.CORE:
                 raise _UselessError("is a core dump")
     except ObjectError as error:
         raise _UselessError(f"is {error}") from error
@@ -259,7 +270,7 @@ def _member_view(member: Member, archive: Path, view: FileView) -> Iterator[File
         yield file if member.extent is None else file.part(*member.extent)
 
 
-def _member_content(member: Member, view: FileView) -> bytes | NativeMember | None:
+def _member_content(member: Member, view: FileView, label: str) -> bytes | NativeMember | None:
     """A member's module, or where it is for the linker, or `None` where it is neither (metadata, notes)."""
     if member.name.startswith("lib.rmeta"):
         return None  # rustc wraps its metadata in objects, so that linkers do not mind them
@@ -269,13 +280,15 @@ def _member_content(member: Member, view: FileView) -> bytes | NativeMember | No
             return view[:]
         case ContentKind.TEXT:
             return view[:]
-        case ContentKind.ELF:
-            content = _embedded(view)
-            offset, size = member.extent or (0, len(view))
-            return content if content is not None else NativeMember(member.path, member.name, offset, size)
         case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
             raise _UselessError("is an archive inside of an archive: take it out and name it as an input")
-        case ContentKind.UNKNOWN:
+        case kind if kind in OBJECTS:
+            content = _embedded(view)
+            offset, size = member.extent or (0, len(view))
+            return content if content is not None else NativeMember(member.path, member.name, offset, size, label)
+        case ContentKind.UNIVERSAL as kind:
+            raise _UselessError(_what_else(kind, view, ""))
+        case _:
             return None
 
 
@@ -286,11 +299,13 @@ def _checked(read: Callable[[Source], _T], source: Source) -> _T:
         raise _UselessError(f"the bitcode cannot be used: {error}") from error
 
 
-def _what_else(source: Source, extension: str) -> str:
+def _what_else(kind: ContentKind, source: Source, extension: str) -> str:
     if not len(source):
         return "is empty"
+    if kind is ContentKind.UNIVERSAL:
+        return "is a universal file, with code for several architectures: take one out first, with lipo -thin"
     what = _HINTS.get(extension.removeprefix(".").lower())
-    return f"is {what}" if what else "is not LLVM bitcode, textual IR, an archive or an ELF object"
+    return f"is {what}" if what else "is not LLVM bitcode, textual IR, an archive or an object file"
 
 
 def _unusable(header: Header, max_major: int) -> str | None:
