@@ -1,0 +1,172 @@
+"""What backend compiles know of their thin link: who takes part, how lld is called again, what an index shard lacks.
+
+A shard has the summaries of its module and of what is imported. lld, which has those of all modules, also knows which
+other symbols the program defines itself; code that refers to them directly is shorter than code that asks a table. So
+each shard gets that knowledge from the combined index, without which cc1's objects would not be lld's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from workers.errors import ModuleError
+from workers.llvm.bitcode import MODULE_BLOCK, BitcodeError, blocks
+from workers.llvm.bitstream import Block
+from workers.llvm.content import open_file
+from workers.llvm.index_shard import Index, read_index, rewrite_index
+from workers.llvm.lld_line import LldLine
+from workers.llvm.lto_flags import module_flag_names
+from workers.thin import ThinCompile, ThinLink
+from workers.work import count
+
+__all__ = ["LinkIndex", "Stamp", "ThinPlan", "shard_for", "stamp_of", "uses_pic"]
+
+_PIC_FLAG = b"PIC Level"
+
+Stamp = tuple[int, int, int]
+"""Size, time of the last change and number of a file."""
+
+
+@define(eq=False, kw_only=True)
+class ThinPlan:
+    """One thin link, as its backend compiles need it.
+
+    `argv` is lld's command line for it without an output, to be run in the line's directory. `paths` are the modules'
+    files by name; `order` is lld's order of those that take part. `relocation` is as in `relocation_of`.
+    """
+
+    item: ThinLink
+    line: LldLine
+    argv: tuple[str, ...] = field(repr=count)
+    paths: Mapping[str, Path] = field(repr=count)
+    order: Mapping[str, int] = field(repr=count)
+    names: Mapping[str, str] = field(repr=count)
+    """Modules and objects by the paths that lld knows them by."""
+    combined: Path
+    relocation: str | None
+    by_clang: bool
+    """Whether clang may make objects: byte for byte lld's, and not slower."""
+    again_seconds: float
+    """What each run of lld is expected to take for doing the thin link again."""
+    stamps: Mapping[str, Stamp] = field(repr=count)
+    """Of the files that lld was given, by path."""
+    warned: frozenset[str] = frozenset()
+    """What lld has warned of already."""
+    _index: LinkIndex | None = field(default=None, init=False, repr=False)
+    _reading: trio.Lock = field(factory=trio.Lock, init=False, repr=False)
+
+    async def index(self) -> LinkIndex:
+        """What the combined index says, read once. Raises `ModuleError` where it is gone or damaged."""
+        async with self._reading:
+            if self._index is None:
+                self._index = await trio.to_thread.run_sync(_read_link_index, self.combined, self.item.name)
+            return self._index
+
+    def changed(self, paths: Iterable[str] | None = None) -> str | None:
+        """The name of a module or object that is not what the thin link saw; among `paths`, by default all.
+
+        lld takes an empty file for a linker script and goes on without the module, and clang does not see whether what
+        it imports from is what the shard was made of.
+        """
+        for path in self.stamps if paths is None else paths:
+            try:
+                same = stamp_of(path) == self.stamps[path]
+            except OSError:
+                same = False
+            if not same:
+                return self.names[path]
+        return None
+
+
+class LinkIndex:
+    """The combined index, ready for questions."""
+
+    def __init__(self, index: Index) -> None:
+        paths = {module.id: module.path for module in index.modules}
+        self._uses: dict[bytes, dict[int, frozenset[int]]] = defaultdict(dict)
+        elsewhere: set[int] = set()
+        local: set[int] = set()
+        for row in index.summaries:
+            self._uses[paths[row.module]][row.guid] = row.uses
+            (local if row.dso_local else elsewhere).add(row.guid)
+        self._local = local - elsewhere
+
+    def missing(self, shard: Index, own: bytes) -> list[int]:
+        """The symbols that `shard`'s modules refer to, the link defines itself, and the shard says nothing of."""
+        paths = {module.id: module.path for module in shard.modules}
+        mine = self._uses.get(own, {})
+        used: set[int] = set().union(*mine.values())
+        told = set(mine)
+        for row in shard.summaries:
+            used |= self._uses.get(paths[row.module], {}).get(row.guid, row.uses)
+            told.add(row.guid)
+        return sorted((used & self._local) - told)
+
+
+def stamp_of(path: str) -> Stamp:
+    """What changes with a file's content. Raises `OSError`."""
+    found = os.stat(path)  # noqa: PTH116 (a `Path` for each of thousands takes longer than asking)
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple[bytes, Sequence[Path]]:
+    """The shard for cc1, with paths that are file names, and the files of the modules that are imported from.
+
+    Raises `ModuleError` where the shard is not this module's, or something that it needs cannot be read.
+    """
+    own = plan.paths[compile_.name]
+    try:
+        data = compile_.shard.read_bytes()
+        index = read_index(data)
+        row = index.module(_encoded(own))
+        if row is None:
+            raise ModuleError(compile_.name, "its index shard is another module's")
+        names = {module.id: module.path.rpartition(b"/")[2] for module in index.modules}
+        imports = [
+            Path(module.path.decode("utf-8", "surrogateescape")) for module in index.modules if module is not row
+        ]
+        rewritten = rewrite_index(data, index, names, link_index.missing(index, row.path), row.id)
+    except OSError as error:
+        raise ModuleError(compile_.name, f"its index shard cannot be read: {error.strerror or error}") from error
+    except BitcodeError as error:
+        raise ModuleError(compile_.name, f"its index shard cannot be used: {error}") from error
+    changed = plan.changed([str(own), *map(str, imports)])
+    if changed is not None:
+        raise ModuleError(compile_.name, f"the bitcode of {changed} was changed or removed after the thin link")
+    return rewritten, imports
+
+
+def uses_pic(module: Path) -> bool:
+    """Whether a module was made to be position independent. Raises `ContentError`, `BitcodeError`.
+
+    Nobody sets the flag to say no.
+    """
+    with open_file(module) as view:
+        data = view[:]
+    if _PIC_FLAG not in data:
+        return False
+    for cursor, block in blocks(data):
+        if block.id == MODULE_BLOCK:
+            nested = [item for item in cursor.items(block, frozenset()) if isinstance(item, Block)]
+            if any(name == _PIC_FLAG for _, name in module_flag_names(data, cursor, nested)):
+                return True
+    return False
+
+
+def _read_link_index(combined: Path, link: str) -> LinkIndex:
+    try:
+        return LinkIndex(read_index(combined.read_bytes()))
+    except OSError as error:
+        raise ModuleError(link, f"its index cannot be read: {error.strerror or error}") from error
+    except BitcodeError as error:
+        raise ModuleError(link, f"its index cannot be used: {error}") from error
+
+
+def _encoded(path: Path) -> bytes:
+    return str(path).encode("utf-8", "surrogateescape")
