@@ -14,6 +14,7 @@ from attrs import evolve
 
 from tests.samples import GOOD_IR, TRIPLE, compile_c, zig
 from workers.errors import RequestError
+from workers.llvm.bitcode import read_header
 from workers.llvm.cc1 import (
     cc1_arguments,
     check_options,
@@ -23,6 +24,9 @@ from workers.llvm.cc1 import (
     parse_driver,
 )
 from workers.llvm.codegen import LlvmBackend, open_llvm_backend
+from workers.llvm.oom import OomWatch
+from workers.llvm.planner import Planner
+from workers.llvm.toolchain_engine import Task, ToolchainEngine
 from workers.work import (
     CodegenOptions,
     CodeModel,
@@ -32,6 +36,7 @@ from workers.work import (
     Module,
     Optimize,
     OptLevel,
+    PreLink,
     RelocationModel,
     Sanitizer,
     Target,
@@ -79,6 +84,26 @@ async def _compile(backend: LlvmBackend, content: Path | bytes, options: Codegen
     return result
 
 
+@pytest.fixture
+def engine(backend: LlvmBackend, tmp_path: Path) -> ToolchainEngine:
+    tools = backend.toolchain
+    return ToolchainEngine(tools, Planner(tools, tmp_path), tmp_path, lambda: "", OomWatch())
+
+
+def _task(content: Path, options: CodegenOptions, output: Path, pre_link: PreLink) -> Task:
+    item = Optimize(Module("m", content), options, output.parent, output.parent, Target(TRIPLE, ""), 0, pre_link)
+    return Task(item, content, content.stem, TRIPLE, {EmitKind.BITCODE: output}, 1.0)
+
+
+async def _pre_link(
+    engine: ToolchainEngine, content: Path, options: CodegenOptions, output: Path, pre_link: PreLink
+) -> bytes:
+    with trio.fail_after(60):
+        (report,) = await engine.compile_batch([_task(content, options, output, pre_link)])
+    assert (report.failed, report.diagnostics) == (False, ())
+    return output.read_bytes()
+
+
 def _driver(source: Path, output: Path, *arguments: str, triple: str = TRIPLE) -> bytes:
     command: list[str | Path] = [
         zig(),
@@ -100,7 +125,7 @@ def _driver(source: Path, output: Path, *arguments: str, triple: str = TRIPLE) -
 async def test_every_level_gives_the_drivers_bytes(
     backend: LlvmBackend, bitcode: Path, tmp_path: Path, level: OptLevel
 ) -> None:
-    options = evolve(OPTIONS, opt_level=level, emit=frozenset(EmitKind))
+    options = evolve(OPTIONS, opt_level=level, emit=frozenset(EmitKind) - {EmitKind.FATOBJ})
     result = await _compile(backend, bitcode, options, tmp_path / "out")
     flag = f"-O{level.value}"
     forms = {
@@ -109,7 +134,7 @@ async def test_every_level_gives_the_drivers_bytes(
         EmitKind.BITCODE: [flag, "-emit-llvm"],
     }
     ours = {artifact.kind: artifact.path.read_bytes() for artifact in result.artifacts}
-    assert set(ours) == set(EmitKind)
+    assert set(ours) == options.emit
     for kind, arguments in forms.items():
         assert ours[kind] == _driver(bitcode, tmp_path / "driver", *arguments), kind
     # The name of the input is in the text.
@@ -180,6 +205,55 @@ async def test_other_targets_give_the_drivers_bytes(backend: LlvmBackend, tmp_pa
     assert result.diagnostics == ()
 
 
+@pytest.mark.parametrize("level", list(OptLevel))
+@pytest.mark.parametrize("pre_link", list(PreLink))
+async def test_pre_linked_bitcode_is_the_drivers(
+    engine: ToolchainEngine, bitcode: Path, tmp_path: Path, level: OptLevel, pre_link: PreLink
+) -> None:
+    options = evolve(OPTIONS, opt_level=level)
+    ours = await _pre_link(engine, bitcode, options, tmp_path / "ours.bc", pre_link)
+    assert ours == _driver(bitcode, tmp_path / "driver", f"-O{level.value}", f"-flto={pre_link.value}")
+    assert read_header(ours).has_summary
+
+
+@pytest.mark.parametrize("pre_link", list(PreLink))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"extra_passes": "function(sink)"},
+        {"prepopulate_passes": False},
+        {"prepopulate_passes": False, "extra_passes": "function(sink)"},
+        {"print_passes": True, "extra_passes": "function(sink)"},
+        {"sanitizers": frozenset({Sanitizer.ADDRESS}), "extra_passes": "function(sink)"},
+    ],
+)
+async def test_whatever_else_is_asked_for_pre_linked_bitcode_has_a_summary(
+    engine: ToolchainEngine, tmp_path: Path, changes: dict[str, Any], pre_link: PreLink
+) -> None:
+    source = tmp_path / "source.ll"
+    source.write_text(GOOD_IR + "define i32 @load(ptr %p) sanitize_address {\n %v = load i32, ptr %p\n ret i32 %v\n}\n")
+    data = await _pre_link(engine, source, evolve(OPTIONS, **changes), tmp_path / "out.bc", pre_link)
+    header = read_header(data)
+    assert header.has_summary
+    assert header.module_count == 1
+    # Instrumented once, by the ordinary passes: the run that adds the summary does not do it again.
+    text = _driver(
+        tmp_path / "out.bc", tmp_path / "text.ll", "-O0", "-S", "-emit-llvm", "-Xclang", "-disable-llvm-passes"
+    )
+    assert text.count(b"call void @__asan_report_load4") == ("sanitizers" in changes)
+
+
+async def test_what_a_pre_link_pipeline_prints(engine: ToolchainEngine, bitcode: Path, tmp_path: Path) -> None:
+    for pre_link in PreLink:
+        task = _task(bitcode, evolve(OPTIONS, print_passes=True), tmp_path / "out.bc", pre_link)
+        with trio.fail_after(60):
+            (report,) = await engine.compile_batch([task])
+        names = [line.removeprefix("Running pass: ").partition(" ")[0] for line in report.passes]
+        assert names.count("NameAnonGlobalPass") == 1
+        assert "CGProfilePass" not in names  # that comes after the link
+        assert ("LoopVectorizePass" in names) is (pre_link is PreLink.FAT)
+
+
 async def test_a_triple_that_the_driver_would_rewrite_stays(backend: LlvmBackend, tmp_path: Path) -> None:
     text = GOOD_IR.replace(TRIPLE, "x86_64-pc-windows-msvc").replace("e-m:e-", "e-m:w-")
     options = evolve(OPTIONS, emit=frozenset({EmitKind.IR}))
@@ -238,7 +312,8 @@ async def test_extra_passes_need_an_architecture_of_lld(backend: LlvmBackend) ->
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"emit": frozenset()}, "nothing to emit"),
+        ({"emit": frozenset()}, "nothing to emit: name at least one of obj, fatobj, asm, bc, ir"),
+        ({"emit": frozenset({EmitKind.OBJECT, EmitKind.FATOBJ})}, "obj and fatobj are one file"),
         ({"target_features": ("avx2",)}, r"write \+name or -name"),
         ({"target_features": ("+a,-b",)}, "not a target feature"),
         ({"target_cpu": ""}, "not the name of a CPU"),

@@ -14,7 +14,18 @@ from attrs import evolve, frozen
 from workers.llvm.bitstream import BitcodeError, BitCursor, Block, Record
 from workers.llvm.content import Source
 
-__all__ = ["BitcodeError", "Header", "check_whole", "producer_major", "read_header"]
+__all__ = [
+    "METADATA_BLOCK",
+    "MODULE_BLOCK",
+    "SUMMARY_BLOCKS",
+    "BitcodeError",
+    "Header",
+    "blocks",
+    "check_whole",
+    "is_complete",
+    "producer_major",
+    "read_header",
+]
 
 _RAW_MAGIC = b"BC\xc0\xde"
 _WRAPPER_MAGIC = b"\xde\xc0\x17\x0b"
@@ -22,12 +33,15 @@ _WRAPPER_SIZE = 20
 _MAX_PADDING = 1 << 20
 
 # Block ids of llvm/Bitcode/LLVMBitCodes.h.
-_MODULE_BLOCK = 8
+MODULE_BLOCK = 8
+METADATA_BLOCK = 15
+_FUNCTION_BLOCK = 12
 _IDENTIFICATION_BLOCK = 13
 _MODULE_STRTAB_BLOCK = 19
 _GLOBALVAL_SUMMARY_BLOCK = 20
 _STRTAB_BLOCK = 23
 _FULL_LTO_GLOBALVAL_SUMMARY_BLOCK = 24
+SUMMARY_BLOCKS = frozenset({_GLOBALVAL_SUMMARY_BLOCK, _FULL_LTO_GLOBALVAL_SUMMARY_BLOCK})
 
 # Record codes of the identification block and of the module block.
 _STRING, _EPOCH = 1, 2
@@ -59,16 +73,18 @@ class Header:
     """More than one for split LTO units and for files that several modules were written into."""
     size: int = 0
     """Bytes of bitcode or text."""
+    code_bytes: int = 0
+    """Bytes of bitcode that are bodies of functions; 0 for textual IR."""
 
 
 def read_header(data: Source) -> Header:
     """Read the header of bitcode, and see that all of it is there. Raises `BitcodeError` where it is damaged."""
     header = Header(module_count=0, size=len(data))
     strings_due = False
-    for cursor, block in _blocks(data):
+    for cursor, block in blocks(data):
         if block.id == _IDENTIFICATION_BLOCK and not header.producer:
             header = _with_identification(header, cursor, block)
-        elif block.id == _MODULE_BLOCK:
+        elif block.id == MODULE_BLOCK:
             header, version = _with_module(header, cursor, block)
             # From version 2 on, a module's names are in a string table behind it.
             strings_due = version >= 2 and not header.is_index
@@ -86,9 +102,23 @@ def check_whole(data: Source) -> None:
 
     A file cut off exactly between two blocks goes unnoticed here. Raises `BitcodeError`.
     """
-    ids = {block.id for _, block in _blocks(data)}
-    if _MODULE_BLOCK not in ids:
+    ids = {block.id for _, block in blocks(data)}
+    if MODULE_BLOCK not in ids:
         raise BitcodeError("it has no module")
+
+
+def is_complete(data: Source) -> bool:
+    """Whether bitcode as today's LLVM writes it is there to its end, for a file that may still grow.
+
+    Raises nothing: half a file is no error here.
+    """
+    last = None
+    try:
+        for _, block in blocks(data):
+            last = block.id
+    except BitcodeError:
+        return False
+    return last == _STRTAB_BLOCK
 
 
 def producer_major(producer: str) -> int | None:
@@ -97,8 +127,8 @@ def producer_major(producer: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _blocks(data: Source) -> Iterator[tuple[BitCursor, Block]]:
-    """The top-level blocks up to the end of `data`; whoever takes one may move the cursor."""
+def blocks(data: Source) -> Iterator[tuple[BitCursor, Block]]:
+    """The top-level blocks up to the end of `data`; whoever takes one may move the cursor. Raises `BitcodeError`."""
     origin, size = _extent(data)
     cursor = BitCursor(data, origin, size)
     cursor.pos = len(_RAW_MAGIC) * 8
@@ -156,14 +186,16 @@ def _with_identification(header: Header, cursor: BitCursor, block: Block) -> Hea
 def _with_module(header: Header, cursor: BitCursor, block: Block) -> tuple[Header, int]:
     """`header` with what a module block says, and the version of the block's layout."""
     strings: dict[int, str] = {}
-    version = 0
+    version = code_bytes = 0
     has_summary = is_index = False
     for item in cursor.items(block, _MODULE_RECORDS):
         if isinstance(item, Block):
-            if item.id in (_GLOBALVAL_SUMMARY_BLOCK, _FULL_LTO_GLOBALVAL_SUMMARY_BLOCK):
+            if item.id in SUMMARY_BLOCKS:
                 has_summary = True
             elif item.id == _MODULE_STRTAB_BLOCK:
                 is_index = True
+            elif item.id == _FUNCTION_BLOCK:
+                code_bytes += item.end - item.start >> 3
         elif item.code == _VERSION:
             version = item.values[0] if item.values else 0
         else:
@@ -180,6 +212,7 @@ def _with_module(header: Header, cursor: BitCursor, block: Block) -> tuple[Heade
             is_index=header.is_index or is_index,
             module_count=header.module_count + 1,
             size=header.size,
+            code_bytes=header.code_bytes + code_bytes,
         ),
         version,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Iterator
 
-from attrs import frozen
+from attrs import field, frozen
 
 from workers.llvm.content import Source
 
@@ -37,30 +37,39 @@ class BitcodeError(ValueError):
 
 @frozen
 class Block:
-    """A nested block; `start` and `end` are bit positions of its body, `width` that of its abbreviation ids."""
+    """A nested block; `width` is that of its abbreviation ids.
+
+    `at`, `start` and `end` are bit positions: of the field that holds its id, and of its body.
+    """
 
     id: int
     width: int
     start: int
     end: int
+    at: int
 
 
 @frozen
 class Record:
-    """A record that was asked for, however it was abbreviated."""
+    """A record that was asked for, however it was abbreviated.
+
+    `at` is the bit position of its values. A blob is not among them: `blob` is its byte position and size.
+    """
 
     code: int
     values: list[int]
+    at: int = field(default=0, eq=False)
+    blob: tuple[int, int] | None = None
 
 
 class BitCursor:
     """Reads `source` from byte `origin` on, `size` bytes; `pos` and `end` are bit positions counted from there."""
 
-    __slots__ = ("_base", "_last", "_origin", "_source", "_window", "end", "pos")
+    __slots__ = ("_base", "_last", "_source", "_window", "end", "origin", "pos")
 
     def __init__(self, source: Source, origin: int, size: int) -> None:
         self._source = source
-        self._origin = origin
+        self.origin = origin
         self._window = b""
         self._base = 0
         self._last = -1
@@ -112,7 +121,8 @@ class BitCursor:
 
     def enter(self) -> Block:
         """The block whose abbreviation id was just read; the cursor goes to its body."""
-        at = self.pos >> 3
+        id_at = self.pos
+        at = id_at >> 3
         block_id = self.vbr(8)
         width = self.vbr(4)
         self.align()
@@ -125,7 +135,7 @@ class BitCursor:
                 f"it is cut off: block {block_id} at byte {at} takes {size >> 3} bytes, "
                 f"but only {(self.end - start) >> 3} are left"
             )
-        return Block(block_id, width, start, start + size)
+        return Block(block_id, width, start, start + size, id_at)
 
     def items(self, block: Block, wanted: frozenset[int]) -> Iterator[Record | Block]:
         """The nested blocks of `block`, not entered, and its records with a code in `wanted`, in file order.
@@ -147,7 +157,8 @@ class BitCursor:
                 code = self.vbr(6)
                 count = self.vbr(6)
                 if code in wanted:
-                    yield Record(code, self._vbr6_values(count))
+                    at = self.pos
+                    yield Record(code, self._vbr6_values(count), at)
                 else:
                     for _ in self._vbr6_chunks(count):
                         pass
@@ -166,7 +177,7 @@ class BitCursor:
         """Move the window to `byte`; gives the index of that byte in it."""
         if byte * 8 > self.end:
             raise self.overrun()
-        begin = self._origin + byte
+        begin = self.origin + byte
         self._window = bytes(self._source[begin : begin + _WINDOW])
         self._base = byte
         whole = begin + len(self._window) >= len(self._source)
@@ -213,16 +224,17 @@ class BitCursor:
             for operand in self._flat(operands):
                 self._skip_operand(operand)
             return None
+        at = self.pos
         values: list[int] = []
         for kind, width, count in self._flat(operands):
+            if kind == _BLOB:
+                blob = self.pos >> 3, count
+                self._skip_operand((kind, width, count))
+                return Record(code, values, at, blob)
             if len(values) + count > _MAX_VALUES:
                 raise BitcodeError(f"the record at byte {self.pos >> 3} has {count} values")
-            if kind == _BLOB:
-                values.extend(self.fixed(8) for _ in range(count))
-                self.align()
-            else:
-                values.extend(self._scalar((kind, width)) for _ in range(count))
-        return Record(code, values)
+            values.extend(self._scalar((kind, width)) for _ in range(count))
+        return Record(code, values, at)
 
     def _flat(self, operands: tuple[_Operand, ...]) -> Iterator[tuple[int, int, int]]:
         """Kind, width and number of repetitions of each operand after the code, lengths read as they come."""

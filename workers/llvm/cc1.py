@@ -26,27 +26,38 @@ from functools import lru_cache
 from attrs import evolve, frozen
 
 from workers.errors import RequestError
+from workers.llvm.form import Form
 from workers.work import CodegenOptions, EmitKind, RelocationModel
 
 __all__ = [
     "BATCHABLE",
+    "NO_INDEX",
     "SUFFIX",
+    "Form",
     "Plan",
     "cc1_arguments",
     "check_options",
     "check_triple",
     "driver_arguments",
+    "embed_arguments",
     "lld_arguments",
     "make_plan",
     "options_key",
     "parse_driver",
 ]
 
-SUFFIX = {EmitKind.OBJECT: ".o", EmitKind.ASSEMBLY: ".s", EmitKind.BITCODE: ".bc", EmitKind.IR: ".ll"}
+SUFFIX = {
+    EmitKind.OBJECT: ".o",
+    EmitKind.FATOBJ: ".o",
+    EmitKind.ASSEMBLY: ".s",
+    EmitKind.BITCODE: ".bc",
+    EmitKind.IR: ".ll",
+}
 """What clang and ltod append to a name."""
 
 _EMIT = {
     EmitKind.OBJECT: ("-emit-obj",),
+    EmitKind.FATOBJ: ("-emit-obj",),
     EmitKind.ASSEMBLY: ("-S",),
     EmitKind.BITCODE: ("-emit-llvm-bc", "-emit-llvm-uselists"),
     EmitKind.IR: ("-emit-llvm",),
@@ -56,18 +67,24 @@ BATCHABLE = frozenset({EmitKind.OBJECT, EmitKind.ASSEMBLY})
 """Kinds whose bytes are the same from a process that compiles one module and one that compiles many.
 
 Bitcode and IR are not: modules in one process share a context, so that the second `%struct.S` becomes
-`%struct.S.0`. Objects and assembly were compared on 437 modules, with debug information and conflicting types.
+`%struct.S.0`; nor are objects that carry bitcode. Plain objects and assembly were compared on 437 modules, with debug
+information and conflicting types.
 """
+
+_CODE = BATCHABLE | {EmitKind.FATOBJ}
 
 PROFILE = "profile.profdata"
 """Where actions see the profile."""
+
+NO_INDEX = "none.thinlto.bc"
+"""Where actions see an empty ThinLTO index."""
 
 _PROFILE_FLAG = "-fprofile-instrument-use-path="
 
 _LEAST_MEMORY = 64 * 2**20
 """No LLVM starts with less. The limit is one of address space, of which a static clang alone takes 185 MiB."""
 
-_DROPPED = frozenset({"-disable-free", "-emit-obj", "-S"})
+_DROPPED = frozenset({"-disable-free", "-emit-obj", "-emit-llvm", "-emit-llvm-bc", "-S"})
 _DROPPED_WITH_VALUE = frozenset({"-main-file-name", "-resource-dir", "-o", "-x", "-dumpdir"})
 _DROPPED_PREFIXES = (
     "-fdebug-compilation-dir=",
@@ -86,24 +103,28 @@ _RELOCATION_FLAG = {
 _WORD = re.compile(r"[A-Za-z0-9_.+:-]+")
 _CPU_WORD = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+:-]*")
 _FEATURE = re.compile(r"[+-][A-Za-z0-9_.-]+")
+_LEVEL = re.compile(r"-O.")
 
 
 @frozen
 class Plan:
-    """How modules of one triple are compiled with one set of options.
+    """How modules of one triple are brought into one form with one set of options.
 
-    `arguments` follow `-cc1`; they end where the input and the form of the output begin. `cpu` is the one among them,
+    `arguments` follow `-cc1`; they end where the input and the kind of the output begin. `cpu` is the one among them,
     for lld, which is told separately.
     """
 
     arguments: tuple[str, ...]
     cpu: str
+    form: Form = Form.CODE
 
 
 def check_options(options: CodegenOptions) -> None:
     """Refuse what is wrong whatever the target. Raises `RequestError`."""
     if not options.emit:
-        raise RequestError("nothing to emit: name at least one of obj, asm, bc and ir")
+        raise RequestError(f"nothing to emit: name at least one of {', '.join(kind.value for kind in EmitKind)}")
+    if options.emit >= {EmitKind.OBJECT, EmitKind.FATOBJ}:
+        raise RequestError("obj and fatobj are one file: name one of them (every linker takes a fatobj for an object)")
     if not options.time_limit > 0:
         raise RequestError(f"the time limit is {options.time_limit:g} s: give a positive number of seconds")
     if options.memory_limit is not None and options.memory_limit < _LEAST_MEMORY:
@@ -137,12 +158,13 @@ def options_key(options: CodegenOptions) -> str:
     return f"{sets} {evolve(options, emit=frozenset(), sanitizers=frozenset())}"
 
 
-def driver_arguments(triple: str, options: CodegenOptions) -> tuple[str, ...]:
+def driver_arguments(triple: str, options: CodegenOptions, form: Form = Form.CODE) -> tuple[str, ...]:
     """What to ask the driver: these follow `clang`, and its answer goes into `parse_driver`."""
     arch = triple.partition("-")[0]
     # NVPTX has no integrated assembler, and its driver would look for another one.
     mode = "-S" if arch.startswith("nvptx") else "-c"
     asked = ["-###", "--no-default-config", "-nogpulib", mode, f"--target={triple}", f"-O{options.opt_level.value}"]
+    asked += form.value
     asked += _switch("vectorize", options.vectorize_loops)
     asked += _switch("slp-vectorize", options.vectorize_slp)
     asked += _switch("unroll-loops", options.unroll_loops)
@@ -212,7 +234,7 @@ def _kept(words: Sequence[str]) -> Iterable[str]:
             yield word
 
 
-def make_plan(triple: str, options: CodegenOptions, answer: Sequence[str]) -> Plan:
+def make_plan(triple: str, options: CodegenOptions, answer: Sequence[str], form: Form = Form.CODE) -> Plan:
     """Make of the driver's answer what modules of `triple` are compiled with."""
     arguments: list[str] = []
     cpu = ""
@@ -241,7 +263,7 @@ def make_plan(triple: str, options: CodegenOptions, answer: Sequence[str]) -> Pl
         arguments.append("-fmerge-functions")
     # A triple that the request overrides is overridden knowingly.
     arguments += ["-fdebug-compilation-dir=.", "-Wno-override-module"]
-    return Plan(tuple(arguments), cpu)
+    return Plan(tuple(arguments), cpu, form)
 
 
 def cc1_arguments(
@@ -253,19 +275,54 @@ def cc1_arguments(
     run_passes: bool = True,
     print_passes: bool = False,
 ) -> tuple[str, ...]:
-    """What follows `clang`. Without `output`, each output is written beside its input with the suffix of its kind."""
-    arguments = ["-cc1", *plan.arguments, *_EMIT[kind]]
-    if not run_passes:
+    """What follows `clang`. Without `output`, each output is written beside its input with the suffix of its kind.
+
+    Without `run_passes` the optimiser leaves the module as it is; bitcode for LTO gets its summary all the same.
+    """
+    # The order of uses is what `-emit-llvm` keeps, and `-flto` does not.
+    emit = ("-emit-llvm-bc",) if plan.form.is_bitcode else _EMIT[kind]
+    arguments = ["-cc1", *plan.arguments, *emit]
+    if not run_passes and plan.form.is_bitcode:
+        arguments = _summary_only(arguments)
+    elif not run_passes:
         # It would instrument a second time, or look for a profile that only the first run needs.
         arguments = [word for word in arguments if not word.startswith(_PROFILE_FLAG)]
         arguments.append("-disable-llvm-passes")
     if print_passes:
         arguments.append("-fdebug-pass-manager")
-        if kind in BATCHABLE:
+        if kind in _CODE:
             arguments += ["-mllvm", "-debug-pass=Executions"]
     if output is not None:
         arguments += ["-disable-free", "-o", output]
     return (*arguments, "-x", "ir", *inputs)
+
+
+def embed_arguments(
+    plan: Plan, source: str, output: str, *, run_passes: bool = True, print_passes: bool = False
+) -> tuple[str, ...]:
+    """What follows `clang` to make an object of bitcode for LTO, `source`, and to put exactly that bitcode into it.
+
+    Of the pipeline only what comes after the link is run: the file `NO_INDEX`, which is empty, says that the module
+    was prepared for ThinLTO and that there is nothing to import.
+    """
+    embedding = ("-fembed-bitcode=bitcode", f"-fthinlto-index={NO_INDEX}")
+    with_embedding = evolve(plan, arguments=(*_without_first_half(plan.arguments), *embedding))
+    return cc1_arguments(
+        with_embedding, EmitKind.FATOBJ, [source], output=output, run_passes=run_passes, print_passes=print_passes
+    )
+
+
+def _summary_only(arguments: Sequence[str]) -> list[str]:
+    """Without any pass there is no summary either, so: -O0, which prepares names and aliases for one.
+
+    It also inlines what must be inlined, of which an ordinary pipeline leaves nothing.
+    """
+    return ["-O0" if _LEVEL.fullmatch(word) else word for word in _without_first_half(arguments)]
+
+
+def _without_first_half(arguments: Iterable[str]) -> Iterable[str]:
+    """Without what was done already to a module that went through a pre-link pipeline: instrumentation, profile."""
+    return (word for word in arguments if not word.startswith(("-fsanitize", _PROFILE_FLAG)))
 
 
 def lld_arguments(plan: Plan, options: CodegenOptions, source: str, output: str) -> tuple[str, ...]:

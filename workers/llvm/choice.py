@@ -24,7 +24,7 @@ import os
 
 from workers.llvm.cc1 import BATCHABLE, options_key
 from workers.llvm.llvmlite_request import unsupported
-from workers.work import CodegenOptions, Engine, Estimate, OptLevel
+from workers.work import CodegenOptions, Engine, Estimate, OptLevel, PreLink
 
 __all__ = ["LLVMLITE_BYTES", "choose", "estimate", "host_triple", "own_triple"]
 
@@ -49,26 +49,35 @@ _LEVEL = {
     OptLevel.MIN_SIZE: 0.8,
 }
 
+_PRE_LINK = 0.5
+"""How much of the time goes into a pre-link pipeline, which leaves code generation for later."""
+
 # Seen: 45 to 58 MiB for the least, 90 to 360 bytes per byte of bitcode above that.
 _RSS_AT_LEAST = 58 * 2**20
 _RSS_PER_BYTE = 300
 
 
-def choose(llvmlite_bytes: int, size: int, triple: str, options: CodegenOptions) -> Engine:
+def choose(
+    llvmlite_bytes: int, size: int, triple: str, options: CodegenOptions, pre_link: PreLink | None = None
+) -> Engine:
     """The engine that compiles a module of `size` bytes; one that is asked for is taken."""
     if options.engine is not Engine.AUTO:
         return options.engine
-    if size <= llvmlite_bytes and unsupported(options, triple) is None:
+    if size <= llvmlite_bytes and unsupported(options, triple, pre_link) is None:
         return Engine.LLVMLITE
     return Engine.TOOLCHAIN
 
 
-def estimate(llvmlite_bytes: int, size: int, triple: str, options: CodegenOptions) -> Estimate:
+def estimate(
+    llvmlite_bytes: int, size: int, triple: str, options: CodegenOptions, pre_link: PreLink | None = None
+) -> Estimate:
     """What a module of `size` bytes is expected to need, and the name of those it may be batched with."""
-    engine = choose(llvmlite_bytes, size, triple, options)
+    engine = choose(llvmlite_bytes, size, triple, options, pre_link)
     one_run = options.emit <= BATCHABLE and not options.extra_passes and not options.print_passes
     seconds = _SECONDS_AT_LEAST + max(0, size - _EMPTY_BYTES) * _SECONDS_PER_BYTE * _LEVEL[options.opt_level]
     peak = _RSS_AT_LEAST + size * _RSS_PER_BYTE
+    if pre_link is not None:
+        return Estimate(seconds * _PRE_LINK + _START_SECONDS, peak)
     if engine is Engine.LLVMLITE or (one_run and size <= _BATCH_BYTES):
         return Estimate(seconds, peak, f"{engine.value} {triple} {options_key(options)}")
     return Estimate((seconds + _START_SECONDS) * len(options.emit), peak)

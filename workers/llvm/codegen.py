@@ -7,14 +7,12 @@ destinations when all of them are there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,43 +20,51 @@ from attrs import frozen
 
 from workers.backend import Inspection
 from workers.errors import ModuleError, RequestError
+from workers.fat import FatLink, FatLinked, FatPartition
 from workers.keeper import Keeper
 from workers.llvm.cc1 import SUFFIX, check_options, check_triple, options_key
 from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, own_triple
-from workers.llvm.failures import describe_signal, of_another_target, parse_messages
+from workers.llvm.fat_engine import FatEngine
 from workers.llvm.inputs import inspect_content, llvm_content
 from workers.llvm.link import link
 from workers.llvm.link_driver import DriverError, check_link
-from workers.llvm.llvmlite_pool import Compiled, Died, LlvmlitePool, Outcome, Rejected, Unsuitable
-from workers.llvm.llvmlite_request import Job, reproduce_argv, unsupported
+from workers.llvm.lld_line import LldLines
+from workers.llvm.llvmlite_engine import LlvmliteEngine
+from workers.llvm.llvmlite_pool import LlvmlitePool
+from workers.llvm.llvmlite_request import unsupported
 from workers.llvm.oom import OomWatch
+from workers.llvm.outputs import check_destinations, finish, stem
 from workers.llvm.planner import NotNowError, Planner
+from workers.llvm.pre_link import AS_IS, check_lto, finish_pre_link, is_as_is, take_as_is
 from workers.llvm.profile import check_profile
-from workers.llvm.reproducer import Reproducer, reproduced
+from workers.llvm.thin_engine import ThinEngine
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, ask_toolchain
 from workers.llvm.toolchain_engine import Report, Task, ToolchainEngine
-from workers.placing import place
+from workers.thin import ThinCompile, ThinLink, ThinLinked
 from workers.work import (
-    Artifact,
     CodegenOptions,
     Diagnostic,
     EmitKind,
     Engine,
+    Estimate,
     Failed,
     Finished,
     Link,
     Linked,
     LinkOptions,
     Module,
+    NeedsFatLto,
+    NeedsThinLto,
     Optimize,
+    PreLink,
     Severity,
+    Step,
     Target,
-    artifact_path,
 )
 
 __all__ = ["LlvmBackend", "open_llvm_backend"]
 
-_STEM_BYTES = 64 * 1024
+_Result = Finished | NeedsThinLto | NeedsFatLto | Failed
 
 
 @frozen
@@ -81,15 +87,17 @@ class LlvmBackend:
         environ: Mapping[str, str],
         llvmlite_bytes: int,
     ) -> None:
+        versions, oom = partial(_versions, toolchain), OomWatch()
         self.toolchain = toolchain
-        self._pool = pool
         self._llvmlite_bytes = llvmlite_bytes
         self._scratch = scratch
         self._environ = environ
-        self._oom = OomWatch()
-        self._versions = partial(_versions, toolchain)
         self._planner = Planner(toolchain, scratch)
-        self._tools = ToolchainEngine(toolchain, self._planner, scratch, self._versions, self._oom)
+        self._lines = LldLines(toolchain, scratch, environ)
+        self._tools = ToolchainEngine(toolchain, self._planner, scratch, versions, oom)
+        self._llvmlite = LlvmliteEngine(pool, versions, oom)
+        self._thin = ThinEngine(toolchain, self._planner, self._lines, scratch, versions, oom)
+        self._fat = FatEngine(toolchain, self._planner, self._lines, scratch, versions, oom)
 
     def check(self, options: CodegenOptions) -> None:
         """Refuse options that cannot be honoured whatever the modules. Raises `RequestError`."""
@@ -103,6 +111,10 @@ class LlvmBackend:
             if reason is not None:
                 raise RequestError(f"{reason}: leave the engine to ltod, or ask for the toolchain")
 
+    def check_lto(self, options: CodegenOptions, target: Target) -> None:
+        """Refuse what cannot be done with LTO for `target` whatever the modules. Raises `RequestError`."""
+        check_lto(options, target, self.toolchain)
+
     async def prepare(self, target: Target, options: CodegenOptions) -> None:
         """Ask the toolchain whether modules of `target` can be compiled with `options`.
 
@@ -112,7 +124,7 @@ class LlvmBackend:
         # A question that could not be asked (its process was killed, say) is no fault of the request: the first
         # item asks it again.
         with suppress(NotNowError):
-            await self._planner.plan(options.target_triple or target.triple, options)
+            await self._tools.prepare(options.target_triple or target.triple, options)
 
     def check_link(self, link: LinkOptions, target: Target) -> None:
         """Refuse what cannot be linked for `target` whatever the objects. Raises `RequestError`."""
@@ -121,7 +133,7 @@ class LlvmBackend:
         except DriverError as error:
             raise RequestError(str(error)) from error
 
-    def inspect(self, module: Module, options: CodegenOptions) -> Inspection:
+    def inspect(self, module: Module, options: CodegenOptions, pre_link: PreLink | None = None) -> Inspection:
         """Look at a module's header. Raises `ModuleError`."""
         header = inspect_content(module, max_major=LLVM_MAJOR)
         triple = options.target_triple or own_triple(header.triple)
@@ -129,111 +141,114 @@ class LlvmBackend:
             check_triple(triple)
         except RequestError as error:
             raise ModuleError(module.name, str(error)) from error
-        expected = estimate(self._llvmlite_bytes, header.size, triple, options)
-        return Inspection(Target(triple, header.data_layout), header.size, expected)
+        if pre_link is not None and is_as_is(header.has_summary, options):
+            expected = AS_IS
+        else:
+            expected = estimate(self._llvmlite_bytes, header.size, triple, options, pre_link)
+        return Inspection(Target(triple, header.data_layout), header.size, expected, header.has_summary)
 
-    async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | Failed]:
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A directory for the files that pass between the steps of one build. Raises `RequestError`."""
+        try:
+            path = Path(tempfile.mkdtemp(prefix="build-", dir=self._scratch))
+        except OSError as error:
+            raise RequestError(f"cannot make temporary files in {self._scratch}: {error.strerror}") from error
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def compile(self, batch: Sequence[Optimize]) -> Sequence[_Result]:
         """Compile every item; the contract is `workers.backend.CodegenBackend`'s."""
-        results: dict[int, Finished | Failed] = {}
+        results: dict[int, _Result] = {}
         try:
             staging = Path(tempfile.mkdtemp(prefix="staging-", dir=self._scratch))
         except OSError as error:
             message = f"cannot make temporary files in {self._scratch}: {error.strerror}"
-            return [Failed(item.name, item.options.engine, 0.0, 0, (_error(item, message),)) for item in batch]
+            return [_failed(item, item.options.engine, message) for item in batch]
         try:
+            as_is = [index for index, item in enumerate(batch) if _is_as_is(item)]
+            results.update(zip(as_is, await take_as_is([batch[index] for index in as_is]), strict=True))
             for group in _grouped(self._start(batch, staging, results)):
                 for work, report, engine in await self._compile_group(group):
-                    results[work.index] = _finish(work.task, report, engine)
+                    results[work.index] = await _finish(work.task, report, engine)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return [results[index] for index in range(len(batch))]
 
     async def link(self, item: Link) -> Linked | Failed:
         """Make one program or library of objects; the contract is `workers.backend.Linker`'s."""
-        return await link(item, self.toolchain, self._scratch, self._environ)
+        return await link(item, self.toolchain, self._scratch, self._environ, self._lines)
 
-    def _start(
-        self, batch: Sequence[Optimize], staging: Path, results: dict[int, Finished | Failed]
-    ) -> Iterable[_Work]:
-        """Say of every item who compiles it and where its outputs grow; of what cannot start, add the result."""
+    def thin_estimate(self, item: ThinLink) -> Estimate:
+        """What a thin link is expected to need."""
+        return self._thin.thin_estimate(item)
+
+    async def thin_link(self, item: ThinLink) -> ThinLinked | Failed:
+        """Plan a link; the contract is `workers.thin.ThinLtoBackend`'s."""
+        return await self._thin.thin_link(item)
+
+    async def thin_compile(self, batch: Sequence[ThinCompile]) -> Sequence[Finished | Failed]:
+        """Compile modules with what they import; the contract is `workers.thin.ThinLtoBackend`'s."""
+        return await self._thin.thin_compile(batch)
+
+    def fat_estimate(self, item: FatLink) -> Estimate:
+        """What a merge is expected to need."""
+        return self._fat.fat_estimate(item)
+
+    async def fat_link(self, item: FatLink, ready: Callable[[FatPartition], None]) -> FatLinked | Failed:
+        """Merge and optimise modules; the contract is `workers.fat.FatLtoBackend`'s."""
+        return await self._fat.fat_link(item, ready)
+
+    async def fat_codegen(self, partition: FatPartition) -> Finished | Failed:
+        """Generate code for a partition; the contract is `workers.fat.FatLtoBackend`'s."""
+        return await self._fat.fat_codegen(partition)
+
+    def _start(self, batch: Sequence[Optimize], staging: Path, results: dict[int, _Result]) -> Iterable[_Work]:
+        """Say of every item without a result who compiles it and where its outputs grow, or add its result."""
         for index, item in enumerate(batch):
+            if index in results:
+                continue
             triple = item.options.target_triple or own_triple(item.target.triple)
-            engine = choose(self._llvmlite_bytes, item.size, triple, item.options)
+            engine = choose(self._llvmlite_bytes, item.size, triple, item.options, item.pre_link)
             try:
                 self.check(item.options)
-                if engine is Engine.LLVMLITE and (reason := unsupported(item.options, triple)) is not None:
+                reason = unsupported(item.options, triple, item.pre_link) if engine is Engine.LLVMLITE else None
+                if reason is not None:
                     raise ModuleError(item.name, reason)
                 content = llvm_content(item.module)
-                for kind in item.options.emit:
-                    _check_destination(item, _destination(item, kind))
+                check_destinations(item)
             except (ModuleError, RequestError) as error:
                 message = error.message if isinstance(error, ModuleError) else str(error)
-                results[index] = Failed(item.name, engine, 0.0, 0, (_error(item, message),))
+                results[index] = _failed(item, engine, message)
                 continue
-            outputs = {kind: staging / f"{index}{SUFFIX[kind]}" for kind in item.options.emit}
-            expected = estimate(self._llvmlite_bytes, item.size, triple, item.options).seconds
-            yield _Work(index, Task(item, content, _stem(content), triple, outputs, expected), engine)
+            kinds = item.options.emit if item.pre_link is None else {EmitKind.BITCODE}
+            outputs = {kind: staging / f"{index}{SUFFIX[kind]}" for kind in kinds}
+            expected = estimate(self._llvmlite_bytes, item.size, triple, item.options, item.pre_link).seconds
+            yield _Work(index, Task(item, content, stem(content), triple, outputs, expected), engine)
 
     async def _compile_group(self, group: Sequence[_Work]) -> list[tuple[_Work, Report, Engine]]:
-        """Compile works that have one engine, one triple and equal options."""
+        """Compile works that have one engine, one triple, equal options and one aim."""
         if group[0].engine is Engine.TOOLCHAIN:
             reports = await self._tools.compile_batch([work.task for work in group])
             return [(work, report, Engine.TOOLCHAIN) for work, report in zip(group, reports, strict=True)]
         done: list[tuple[_Work, Report, Engine]] = []
         unsuitable: list[_Work] = []
-        outcomes = await self._pool.compile_batch([_job(work.task) for work in group])
-        for work, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Unsuitable) and work.task.item.options.engine is Engine.AUTO:
+        answers = await self._llvmlite.compile_batch([work.task for work in group])
+        for work, answer in zip(group, answers, strict=True):
+            item = work.task.item
+            if isinstance(answer, Report):
+                done.append((work, answer, Engine.LLVMLITE))
+            elif item.options.engine is Engine.AUTO:
                 unsuitable.append(work)
             else:
-                done.append((work, await self._report(work.task, outcome), Engine.LLVMLITE))
+                refused = Diagnostic(Severity.ERROR, item.name, answer.reason)
+                done.append((work, Report(True, 0.0, 0, (refused,)), Engine.LLVMLITE))
         if unsuitable:
             reports = await self._tools.compile_batch([work.task for work in unsuitable])
             done += [(work, report, Engine.TOOLCHAIN) for work, report in zip(unsuitable, reports, strict=True)]
         return done
-
-    async def _report(self, task: Task, outcome: Outcome) -> Report:
-        """What llvmlite did, in the toolchain engine's words."""
-        item = task.item
-        match outcome:
-            case Compiled():
-                messages = of_another_target(parse_messages(outcome.stderr, {}))
-                warnings = tuple(Diagnostic(one.severity, item.name, one.text) for one in messages)
-                failed = any(one.severity is Severity.ERROR for one in messages)
-                return Report(failed, outcome.seconds, outcome.peak_rss_bytes, warnings)
-            case Rejected():
-                return Report(True, outcome.seconds, outcome.peak_rss_bytes, (_error(item, outcome.message),))
-            case Unsuitable():
-                return Report(True, 0.0, 0, (_error(item, outcome.reason),))
-            case Died():
-                return Report(True, outcome.seconds, 0, (await self._post_mortem(task, outcome),))
-
-    async def _post_mortem(self, task: Task, died: Died) -> Diagnostic:
-        item = task.item
-        message = f"llvmlite: {died.description}"
-        if died.returncode == -signal.SIGKILL and not died.timed_out:
-            killed = describe_signal(signal.SIGKILL, out_of_memory=self._oom.killed_again(), peak_rss_bytes=0)
-            message = f"llvmlite {killed}"
-        errors = [one.text for one in parse_messages(died.stderr, {}) if one.severity is Severity.ERROR]
-        if errors and errors[0] not in message:
-            message += f": {errors[0]}"
-        if died.returncode is None and not died.timed_out:
-            return _error(item, message)
-        outputs = {kind: f"output{SUFFIX[kind]}" for kind in task.outputs}
-        try:
-            argv = reproduce_argv(item.options, task.triple, "module.ir", outputs)
-        except OSError as error:
-            return _error(item, f"{message}\n(no reproducer: {error})")
-        reproducer = Reproducer(
-            module=item.name,
-            message=message,
-            argv=argv,
-            inputs={"module.ir": task.content},
-            stderr=died.stderr.encode(errors="replace"),
-            versions=self._versions(),
-            hang=item.options.time_limit if died.timed_out else None,
-        )
-        return await reproduced(item, message, reproducer)
 
 
 @asynccontextmanager
@@ -272,71 +287,27 @@ async def open_llvm_backend(
 
 
 def _grouped(works: Iterable[_Work]) -> list[list[_Work]]:
-    groups: dict[tuple[Engine, str, str], list[_Work]] = {}
+    groups: dict[tuple[Engine, str, str, PreLink | None], list[_Work]] = {}
     for work in works:
-        key = (work.engine, work.task.triple, options_key(work.task.item.options))
+        item = work.task.item
+        key = (work.engine, work.task.triple, options_key(item.options), item.pre_link)
         groups.setdefault(key, []).append(work)
     return list(groups.values())
 
 
-def _stem(content: Path | bytes) -> str:
-    """A file name for a module that follows from the beginning and the size of its content."""
-    if isinstance(content, bytes):
-        head, size = content[:_STEM_BYTES], len(content)
-    else:
-        try:
-            with content.open("rb") as file:
-                head, size = file.read(_STEM_BYTES), os.fstat(file.fileno()).st_size
-        except OSError:
-            return "module"  # whoever compiles it will say what is wrong
-    return hashlib.blake2b(head, digest_size=12, key=size.to_bytes(8, "little")).hexdigest()
+def _is_as_is(item: Optimize) -> bool:
+    return item.pre_link is not None and is_as_is(item.pre_linked, item.options)
 
 
-def _job(task: Task) -> Job:
-    return Job(task.item.name, task.content, task.triple, task.item.options, task.outputs)
+async def _finish(task: Task, report: Report, engine: Engine) -> _Result:
+    if task.item.pre_link is None:
+        return finish(task, report, engine)
+    return await finish_pre_link(task.item, report, task.outputs[EmitKind.BITCODE])
 
 
-def _finish(task: Task, report: Report, engine: Engine) -> Finished | Failed:
-    """Move the outputs of a task to their destinations."""
-    item = task.item
-    if report.failed:
-        return Failed(item.name, engine, report.seconds, report.peak_rss_bytes, report.diagnostics)
-    artifacts = []
-    for kind in sorted(task.outputs, key=list(EmitKind).index):
-        destination = _destination(item, kind)
-        try:
-            size = place(task.outputs[kind], destination)
-        except OSError as error:
-            problem = _error(item, f"cannot write {destination}: {error.strerror or error}")
-            return Failed(item.name, engine, report.seconds, report.peak_rss_bytes, (*report.diagnostics, problem))
-        artifacts.append(Artifact(item.name, kind, destination, size))
-    return Finished(
-        item.name,
-        tuple(artifacts),
-        engine,
-        report.seconds,
-        report.peak_rss_bytes,
-        report.diagnostics,
-        report.passes,
-    )
-
-
-def _destination(item: Optimize, kind: EmitKind) -> Path:
-    return artifact_path(item.out_dir, item.name, kind)
-
-
-def _check_destination(item: Optimize, destination: Path) -> None:
-    """A name must not lead out of the output directory, nor onto the module itself. Raises `ModuleError`."""
-    parts = item.name.split("/")
-    if "\0" in item.name or any(part in ("", ".", "..") for part in parts):
-        raise ModuleError(item.name, "its name cannot be a path below the output directory; rename it")
-    content = item.module.content
-    try:
-        same = isinstance(content, Path) and destination.samefile(content)
-    except OSError:
-        same = False
-    if same:
-        raise ModuleError(item.name, f"{destination} would overwrite its input; choose another output directory")
+def _failed(item: Optimize, engine: Engine, message: str) -> Failed:
+    step = Step.CODEGEN if item.pre_link is None else Step.PRE_LINK
+    return Failed(item.name, engine, 0.0, 0, (Diagnostic(Severity.ERROR, item.name, message),), step)
 
 
 def _versions(toolchain: Toolchain) -> str:
@@ -351,7 +322,3 @@ def _versions(toolchain: Toolchain) -> str:
         except metadata.PackageNotFoundError:
             lines.append(f"{name} not installed")
     return "\n".join([*lines, f"Python {sys.version}", platform.platform(), ""])
-
-
-def _error(item: Optimize, message: str) -> Diagnostic:
-    return Diagnostic(Severity.ERROR, item.name, message)

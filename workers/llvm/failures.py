@@ -225,7 +225,7 @@ _BITCODE_MAGICS = (b"BC\xc0\xde", b"\xde\xc0\x17\x0b")
 def foreign_output(kind: EmitKind, head: bytes) -> bool:
     """Whether a file that begins with `head` cannot be what was asked for."""
     match kind:
-        case EmitKind.OBJECT:
+        case EmitKind.OBJECT | EmitKind.FATOBJ:
             return not head.startswith(_OBJECT_MAGICS)
         case EmitKind.BITCODE:
             return not head.startswith(_BITCODE_MAGICS)

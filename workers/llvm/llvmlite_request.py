@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from workers.errors import InternalError
 from workers.target import parse_triple
-from workers.work import CodegenOptions, CodeModel, EmitKind, OptLevel, RelocationModel
+from workers.work import CodegenOptions, CodeModel, EmitKind, OptLevel, PreLink, RelocationModel
 
 __all__ = ["Job", "child_argv", "make_request", "reproduce_argv", "unsupported"]
 
@@ -56,11 +56,13 @@ class Job:
     outputs: Mapping[EmitKind, Path]
 
 
-def unsupported(options: CodegenOptions, triple: str) -> str | None:
+def unsupported(options: CodegenOptions, triple: str, pre_link: PreLink | None = None) -> str | None:
     """Why llvmlite cannot do for `triple` what clang would do with these options; `None`: it can.
 
     A module can have reasons of its own: see `workers.llvm.child.scan.needs_toolchain`.
     """
+    if pre_link is not None or EmitKind.FATOBJ in options.emit:
+        return "llvmlite cannot prepare modules for LTO"
     target = parse_triple(triple)
     # The assembly parser, without which inline assembly aborts, exists for the host's architecture only.
     if _arch(triple) not in _CPUS or _arch(triple) != os.uname().machine:

@@ -25,6 +25,7 @@ from workers.llvm.cc1 import (
     parse_driver,
 )
 from workers.llvm.failures import judge
+from workers.llvm.form import Form
 from workers.llvm.toolchain import Toolchain
 from workers.work import CodegenOptions, EmitKind, Severity
 
@@ -51,19 +52,19 @@ class Planner:
     def __init__(self, toolchain: Toolchain, scratch: Path) -> None:
         self._toolchain = toolchain
         self._scratch = scratch
-        self._plans: dict[tuple[str, str], Plan | RequestError] = {}
+        self._plans: dict[tuple[str, str, Form], Plan | RequestError] = {}
         self._planning = trio.Lock()
 
-    async def plan(self, triple: str, options: CodegenOptions) -> Plan:
-        """What modules of `triple` are compiled with; asks the driver once for each distinct question.
+    async def plan(self, triple: str, options: CodegenOptions, form: Form = Form.CODE) -> Plan:
+        """How modules of `triple` are brought into `form`; asks the driver once for each distinct question.
 
         Raises `RequestError` in clang's words for what clang or the target does not have.
         """
-        key = (triple, options_key(evolve(options, emit=frozenset())))
+        key = (triple, options_key(evolve(options, emit=frozenset())), form)
         if key not in self._plans:
             async with self._planning:
                 if key not in self._plans:
-                    plan = await self._ask(triple, options)
+                    plan = await self._ask(triple, options, form)
                     if len(self._plans) >= _PLANS:
                         del self._plans[next(iter(self._plans))]
                     self._plans[key] = plan
@@ -72,11 +73,18 @@ class Planner:
             raise RequestError(str(found))
         return found
 
-    async def _ask(self, triple: str, options: CodegenOptions) -> Plan | RequestError:
+    async def _ask(self, triple: str, options: CodegenOptions, form: Form) -> Plan | RequestError:
         try:
             check_triple(triple)
-            result = await self._question((*self._toolchain.clang, *driver_arguments(triple, options)), {})
-            plan = make_plan(triple, options, parse_driver(result.stderr.decode(errors="replace")))
+            try:
+                result = await self._question((*self._toolchain.clang, *driver_arguments(triple, options, form)), {})
+            except RequestError as error:
+                if form is not Form.FAT_OBJECT or "-ffat-lto-objects" not in str(error):
+                    raise
+                raise RequestError(
+                    f"LLVM cannot put bitcode into objects for {triple}: emit obj or bc instead of fatobj"
+                ) from error
+            plan = make_plan(triple, options, parse_driver(result.stderr.decode(errors="replace")), form)
             if options.target_cpu is not None or options.target_features or options.extra_passes:
                 await self._try_out(plan, triple, options)
         except NotNowError:
