@@ -8,7 +8,8 @@
 
 The flow, file by file: `_coordinator` opens everything; `_build` takes modules and turns them into work items;
 `_loop` is the trio shell around `_machine`, which decides what runs when on which of the `_tokens`; worker tasks
-hand items to a backend (`workers`) and their results flow back. `_thread` is the way in without trio, `cli` the
+hand items to a backend (`workers`) and their results flow back, into the build's `_ledger`. `_join` hands what needs
+LTO over to `lto`, whose loops get their `_slots` from the main loop. `_thread` is the way in without trio, `cli` the
 command line.
 
 Nothing of it is loaded before it is asked for: the command line has to be ready for signals before it loads trio.
@@ -20,7 +21,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordinator._build import Build, BuildConfig
+    from coordinator._build import Build
+    from coordinator._config import BuildConfig
     from coordinator._coordinator import Coordinator, open_coordinator
     from coordinator._events import (
         BuildEvent,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
         ModuleStarted,
     )
     from coordinator._thread import ThreadBuild, ThreadCoordinator, open_coordinator_in_thread
+    from lto.fat import FatLto
+    from lto.thin import ThinLto
     from workers.errors import InternalError, ModuleError, RequestError
     from workers.work import (
         Artifact,
@@ -46,10 +50,14 @@ if TYPE_CHECKING:
         LinkKind,
         LinkOptions,
         Module,
+        ModuleKind,
+        NeedsFatLto,
+        NeedsThinLto,
         OptLevel,
         RelocationModel,
         Sanitizer,
         Severity,
+        Step,
         WorkResult,
     )
 
@@ -68,6 +76,7 @@ __all__ = [
     "EmitKind",
     "Engine",
     "Failed",
+    "FatLto",
     "Finished",
     "InternalError",
     "LinkKind",
@@ -76,13 +85,18 @@ __all__ = [
     "Module",
     "ModuleError",
     "ModuleFinished",
+    "ModuleKind",
     "ModuleQueued",
     "ModuleStarted",
+    "NeedsFatLto",
+    "NeedsThinLto",
     "OptLevel",
     "RelocationModel",
     "RequestError",
     "Sanitizer",
     "Severity",
+    "Step",
+    "ThinLto",
     "ThreadBuild",
     "ThreadCoordinator",
     "WorkResult",
@@ -91,7 +105,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "coordinator._build": ("Build", "BuildConfig"),
+    "coordinator._build": ("Build",),
+    "coordinator._config": ("BuildConfig",),
     "coordinator._coordinator": ("Coordinator", "open_coordinator"),
     "coordinator._events": (
         "BuildEvent",
@@ -102,6 +117,8 @@ _HOMES = {
         "ModuleQueued",
         "ModuleStarted",
     ),
+    "lto.fat": ("FatLto",),
+    "lto.thin": ("ThinLto",),
     "coordinator._thread": ("ThreadBuild", "ThreadCoordinator", "open_coordinator_in_thread"),
     "workers.errors": ("InternalError", "ModuleError", "RequestError"),
     "workers.work": (
@@ -117,10 +134,14 @@ _HOMES = {
         "LinkKind",
         "LinkOptions",
         "Module",
+        "ModuleKind",
+        "NeedsFatLto",
+        "NeedsThinLto",
         "OptLevel",
         "RelocationModel",
         "Sanitizer",
         "Severity",
+        "Step",
         "WorkResult",
     ),
 }

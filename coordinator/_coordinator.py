@@ -9,7 +9,8 @@ from pathlib import Path
 
 import trio
 
-from coordinator._build import Build, BuildConfig
+from coordinator._build import Build
+from coordinator._config import BuildConfig
 from coordinator._history import History
 from coordinator._loop import MainLoop
 from coordinator._machine import Machine
@@ -27,15 +28,16 @@ _MEMORY_SHARE = 0.8
 class Coordinator:
     """Runs builds side by side on one pool of workers; from `open_coordinator`."""
 
-    def __init__(self, loop: MainLoop, warning: str | None) -> None:
+    def __init__(self, loop: MainLoop, nursery: trio.Nursery, warning: str | None) -> None:
         self._loop = loop
+        self._nursery = nursery
         self._history = History()
         self.warning = warning
         """What the user should know about where the tokens come from, if anything."""
 
     def build(self, config: BuildConfig) -> Build:
         """A new build, to be entered with `async with`. Raises `RequestError` for options nobody can honour."""
-        return Build(config, self._loop, self._history)
+        return Build(config, self._loop, self._history, self._nursery)
 
     @property
     def jobs(self) -> int:
@@ -97,7 +99,7 @@ async def open_coordinator(
         async with trio.open_nursery() as nursery:
             await nursery.start(loop.run)
             try:
-                yield Coordinator(loop, tokens.warning)
+                yield Coordinator(loop, nursery, tokens.warning)
             except Exception as error:
                 # Raised again outside: a nursery would wrap it in a group, which no embedder expects.
                 failure = error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from workers.work import Artifact, Diagnostic, Failed, Linked, Severity, WorkResult, count
+from workers.work import Artifact, Diagnostic, Failed, Linked, Severity, Step, WorkResult, count
 
 __all__ = [
     "BuildEvent",
@@ -24,6 +24,7 @@ class ModuleQueued:
     """The module waits for a worker."""
 
     module: str
+    step: Step = Step.CODEGEN
 
 
 @frozen
@@ -31,11 +32,15 @@ class ModuleStarted:
     """A worker has begun with the module."""
 
     module: str
+    step: Step = Step.CODEGEN
 
 
 @frozen
 class ModuleFinished:
-    """A worker is done with the module, for better or worse: `result` is `Finished`, `Linked` or `Failed`."""
+    """A worker is done with a step of the module, for better or worse: `result` says which and how.
+
+    Steps that are about all modules at once (links) have a name of their own in the place of a module's.
+    """
 
     module: str
     result: WorkResult

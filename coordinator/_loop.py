@@ -36,9 +36,10 @@ from coordinator._messages import (
     TokenGranted,
     WithdrawRequest,
 )
+from coordinator._slots import Lease
 from coordinator._tokens import TokenSource
 from workers.backend import Backend
-from workers.errors import RequestError
+from workers.errors import RequestError, bug_message
 from workers.work import Diagnostic, Failed, Link, Optimize, Severity, WorkResult
 
 __all__ = ["MainLoop", "Stage"]
@@ -224,9 +225,12 @@ class MainLoop:
                 outcome = await self._run([item.work for item in start.items])
             await results.send(_Worked(start.batch, start.stage, outcome))
 
-    async def _run(self, works: Sequence[Optimize | Link]) -> Sequence[WorkResult]:
+    async def _run(self, works: Sequence[Optimize | Link | Lease]) -> Sequence[WorkResult]:
         try:
             match works[0]:
+                case Lease() as lease:
+                    await lease.serve()
+                    return []
                 case Link() as link:
                     return [await self.backend.link(link)]
                 case Optimize():
@@ -235,7 +239,7 @@ class MainLoop:
                     assert_never(works[0])
         except Exception as error:
             # A bug in a backend costs the build that met it, not the service and the builds beside it.
-            return [_bug(work, error) for work in works]
+            return [_bug(work, error) for work in works if not isinstance(work, Lease)]
 
 
 def _let_go(stage: Stage) -> None:
@@ -250,5 +254,4 @@ def _resume(stage: Stage) -> None:
 
 
 def _bug(work: Optimize | Link, error: Exception) -> Failed:
-    message = f"internal error, please report it: {type(error).__name__}: {error}"
-    return Failed(work.name, work.options.engine, 0.0, 0, (Diagnostic(Severity.ERROR, work.name, message),))
+    return Failed(work.name, work.options.engine, 0.0, 0, (Diagnostic(Severity.ERROR, work.name, bug_message(error)),))

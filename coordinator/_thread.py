@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from coordinator._build import Build, BuildConfig
+from coordinator._build import Build
+from coordinator._config import BuildConfig
 from coordinator._coordinator import Coordinator, open_coordinator
 from coordinator._events import BuildResult
 from workers.errors import RequestError

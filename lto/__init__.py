@@ -1,1 +1,1 @@
-"""Fat LTO and ThinLTO, each in a loop of its own. Empty until the main loop has something to hand over."""
+"""Link-time optimisation, each kind in a loop of its own: `lto.thin` and `lto.fat`. They share nothing."""

@@ -20,6 +20,7 @@ from coordinator import (
     Coordinator,
     DiagnosticReported,
     EmitKind,
+    FatLto,
     Finished,
     LinkKind,
     LinkOptions,
@@ -28,6 +29,7 @@ from coordinator import (
     ModuleQueued,
     ModuleStarted,
     RequestError,
+    ThinLto,
     open_coordinator,
     open_coordinator_in_thread,
 )
@@ -363,14 +365,15 @@ async def test_many_builds_with_random_ends_lose_no_token(seed: int, autojump_cl
     rng = random.Random(seed)
     tokens = CountingTokens(4)
     loop = MainLoop(FakeBackend(write=False), tokens, Machine(tokens.limit, 2**40))
-    coordinator = Coordinator(loop, None)
     endings: list[str] = []
 
-    async def one(number: int) -> None:
-        modules = [module(str(n), rng.choice(["", "", "", "", "fail", "crash"]), rng.uniform(0, 3)) for n in range(10)]
+    async def one(coordinator: Coordinator) -> None:
+        ends = ["", "", "", "", "", "", "fail", "crash", "lto-fail", "link-fail"]
+        modules = [module(str(n), rng.choice(ends), rng.uniform(0, 3)) for n in range(rng.choice([5, 10]))]
+        config = attrs.evolve(rng.choice([CONFIG, KEEP_GOING]), lto=rng.choice([None, ThinLto(), FatLto()]))
         with trio.move_on_after(rng.uniform(0, 30)) as scope:
             try:
-                await build_all(coordinator, modules, rng.choice([CONFIG, KEEP_GOING]))
+                await build_all(coordinator, modules, config)
                 endings.append("ok")
             except BuildFailed:
                 endings.append("failed")
@@ -379,9 +382,10 @@ async def test_many_builds_with_random_ends_lose_no_token(seed: int, autojump_cl
 
     async with trio.open_nursery() as outer:
         await outer.start(loop.run)
+        coordinator = Coordinator(loop, outer, None)
         async with trio.open_nursery() as builds:
-            for number in range(30):
-                builds.start_soon(one, number)
+            for _ in range(30):
+                builds.start_soon(one, coordinator)
         loop.machine.check_invariants()
         assert tokens.out == set()
         assert len(endings) == 30

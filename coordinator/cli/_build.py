@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import attrs
 import click
 
-from coordinator._build import BuildConfig
+from coordinator._config import BuildConfig
 from coordinator.cli._exit import ExitCode
 from coordinator.cli._inputs import read_build_inputs
 from coordinator.cli._log import configure_logging
@@ -21,6 +21,8 @@ from coordinator.cli._run import BuildRequest, run_build
 from coordinator.cli._signals import StopSignals
 from coordinator.cli._terminal import put, say
 from coordinator.cli._types import EnumValue, ListOf, Seconds, Size
+from lto.fat import FatLto
+from lto.thin import ThinLto
 from workers.errors import RequestError
 from workers.work import (
     CodegenOptions,
@@ -70,6 +72,13 @@ def _switches(*switches: tuple[str, str]) -> Callable[[_Command], _Command]:
 @click.option("--out-dir", type=_DIRECTORY, default=".", help="Where to write it [default: the current directory]")
 @click.option("--link", type=EnumValue(LinkKind, "kind"), help="Link the objects to a program or library; needs -o")
 @click.option("-o", "output", type=_FILE, help="What to call the linked file")
+@click.option("--lto", type=click.Choice(["thin", "thin-local", "fat"]), help="Optimise across modules")
+@click.option("--no-lto", "no_lto", multiple=True, metavar="MODULE", help="Keep MODULE out of LTO (repeatable)")
+@click.option("--fat-partitions", type=click.IntRange(1, 256), help="Generate code in so many parts [default: by size]")
+@click.option(
+    "--export", "exports", multiple=True, metavar="SYMBOL", help="Keep SYMBOL visible from outside (repeatable)"
+)
+@click.option("--export-file", "export_files", multiple=True, type=_FILE, help="A file of such symbols, one on a line")
 @click.option("--link-arg", "link_args", multiple=True, metavar="ARG", help="Pass ARG to the linker (repeatable)")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Run so many at once [default: one per CPU, or make's]")
 @click.option("--keep-going", is_flag=True, help="Build what can be built when a module fails")
@@ -117,6 +126,11 @@ def build(
     out_dir: Path,
     link: LinkKind | None,
     output: Path | None,
+    lto: str | None,
+    no_lto: tuple[str, ...],
+    fat_partitions: int | None,
+    exports: tuple[str, ...],
+    export_files: tuple[Path, ...],
     link_args: tuple[str, ...],
     jobs: int | None,
     keep_going: bool,
@@ -178,7 +192,9 @@ def build(
         config=BuildConfig(
             out_dir=_made(out_dir),
             codegen=codegen,
+            lto=_lto(lto, fat_partitions),
             link=_link_options(link, output, link_args),
+            exports=(*exports, *(symbol for path in export_files for symbol in _symbols(path))),
             keep_going=keep_going,
             reproducer_dir=reproducer_dir,
         ),
@@ -186,7 +202,9 @@ def build(
         memory_budget=memory_budget,
         toolchain=toolchain,
     )
-    outcome = _perform(request, inputs, signals, quiet=quiet, verbose=verbose)
+    if no_lto and lto is None:
+        raise RequestError("--no-lto keeps modules out of LTO: add --lto thin or fat, or leave it out")
+    outcome = _perform(request, inputs, no_lto, signals, quiet=quiet, verbose=verbose)
     signals.defer()
     if not quiet:
         say(summary(outcome))
@@ -201,12 +219,18 @@ def build(
 
 
 def _perform(
-    request: BuildRequest, arguments: Sequence[str], signals: StopSignals, *, quiet: bool, verbose: bool
+    request: BuildRequest,
+    arguments: Sequence[str],
+    no_lto: Sequence[str],
+    signals: StopSignals,
+    *,
+    quiet: bool,
+    verbose: bool,
 ) -> Outcome:
     """Read the inputs and build them. Raises `RequestError`."""
     config = request.config
     with ExitStack() as stack:
-        inputs = read_build_inputs(arguments, stack, linking=config.link is not None)
+        inputs = read_build_inputs(arguments, stack, no_lto, linking=config.link is not None)
         progress = open_progress(len(inputs.modules), quiet=quiet, verbose=verbose)
         for diagnostic in inputs.diagnostics:
             progress.diagnostic(diagnostic)
@@ -215,7 +239,11 @@ def _perform(
         if not inputs.broken or (config.keep_going and inputs.modules):
             if config.link is not None:
                 # A program without some of its modules is none: what is missing shows up later, if at all.
-                link = None if inputs.broken else attrs.evolve(config.link, inputs=inputs.link_inputs)
+                link = (
+                    None
+                    if inputs.broken
+                    else attrs.evolve(config.link, inputs=inputs.link_inputs, lazy_inputs=inputs.lazy_inputs)
+                )
                 config = attrs.evolve(config, link=link)
             result, warnings = run_build(attrs.evolve(request, config=config), inputs.modules, progress, signals)
             diagnostics += warnings
@@ -243,6 +271,28 @@ def _features(lists: Sequence[str]) -> tuple[str, ...]:
     return features
 
 
+def _lto(kind: str | None, partitions: int | None) -> ThinLto | FatLto | None:
+    """Which LTO to do. Raises `RequestError` where the options do not go together."""
+    if partitions is not None and kind != "fat":
+        raise RequestError("--fat-partitions is for fat LTO: add --lto fat, or leave it out")
+    match kind:
+        case None:
+            return None
+        case "fat":
+            return FatLto(partitions)
+        case _:
+            return ThinLto(local=kind == "thin-local")
+
+
+def _symbols(path: Path) -> list[str]:
+    """One symbol on each line; empty lines and those that begin with `#` do not count. Raises `RequestError`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--export-file {path} cannot be read: {error}") from error
+    return [symbol for line in lines if (symbol := line.strip()) and not symbol.startswith("#")]
+
+
 def _link_options(kind: LinkKind | None, output: Path | None, arguments: tuple[str, ...]) -> LinkOptions | None:
     """What to link. Raises `RequestError` where the options do not go together."""
     if kind is None:
@@ -258,7 +308,7 @@ def _link_options(kind: LinkKind | None, output: Path | None, arguments: tuple[s
         raise RequestError(f"--link {kind.value} needs a name for what it makes: add -o FILE")
     output = _absolute(output)
     _made(output.parent)
-    return LinkOptions(kind, output, (), arguments)
+    return LinkOptions(kind, output, arguments=arguments)
 
 
 def _made(directory: Path) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from workers.errors import RequestError
 from workers.llvm.inputs import NativeMember, read_inputs
@@ -24,12 +24,19 @@ class BuildInputs:
 
     modules: Sequence[Module]
     link_inputs: tuple[Path, ...]
+    lazy_inputs: tuple[Path, ...]
+    """Members of archives, each in a file of its own."""
     diagnostics: Sequence[Diagnostic]
     broken: bool
 
 
-def read_build_inputs(arguments: Sequence[str], stack: ExitStack, *, linking: bool) -> BuildInputs:
-    """Read the inputs; temporary files live as long as `stack`. Raises `RequestError` where there is nothing to do."""
+def read_build_inputs(
+    arguments: Sequence[str], stack: ExitStack, no_lto: Sequence[str] = (), *, linking: bool
+) -> BuildInputs:
+    """Read the inputs; temporary files live as long as `stack`. `no_lto` names modules that stay out of LTO.
+
+    Raises `RequestError` where there is nothing to do, or no such module.
+    """
     found = read_inputs(arguments, _read_stdin)
     diagnostics = [Diagnostic(Severity.ERROR, problem.module, problem.message) for problem in found.problems]
     native = [path for path in found.link_inputs if isinstance(path, Path)]
@@ -43,16 +50,32 @@ def read_build_inputs(arguments: Sequence[str], stack: ExitStack, *, linking: bo
             diagnostics.append(Diagnostic(Severity.WARNING, str(archive), message))
     if not found.modules and not found.problems:
         raise RequestError("there is no module in the inputs: give bitcode, textual IR, or archives or objects of it")
-    paths: tuple[Path, ...] = ()
+    lazy: tuple[Path, ...] = ()
     if linking and members:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ltod-native-")))
-        paths = tuple(
-            path if isinstance(path, Path) else _extract(path, directory / str(number))
-            for number, path in enumerate(found.link_inputs)
+        lazy = tuple(
+            _extract(member, directory / str(number))
+            for number, member in enumerate(found.link_inputs)
+            if isinstance(member, NativeMember)
         )
-    elif linking:
-        paths = tuple(native)
-    return BuildInputs(found.modules, paths, diagnostics, bool(found.problems))
+    modules = _without_lto(found.modules, no_lto)
+    return BuildInputs(modules, tuple(native) if linking else (), lazy, diagnostics, bool(found.problems))
+
+
+def _without_lto(modules: Sequence[Module], names: Sequence[str]) -> list[Module]:
+    """`modules` with those called `names`, by the module's name or by its file, kept out of LTO."""
+    out = list(modules)
+    for name in names:
+        chosen = [
+            index
+            for index, module in enumerate(modules)
+            if module.name == name or (isinstance(module.content, Path) and module.content == Path(name).absolute())
+        ]
+        if not chosen:
+            raise RequestError(f"--no-lto {name}: there is no such module in the inputs")
+        for index in chosen:
+            out[index] = evolve(modules[index], lto=False)
+    return out
 
 
 def _read_stdin() -> bytes:

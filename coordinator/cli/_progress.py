@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from coordinator._events import BuildEvent, DiagnosticReported, ModuleFinished, ModuleQueued, ModuleStarted
 from coordinator.cli._terminal import is_fancy, printable, say
-from workers.work import Diagnostic, Failed, Severity
+from workers.work import Diagnostic, Failed, Severity, Step
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -18,6 +19,9 @@ __all__ = ["Progress", "open_progress"]
 
 # Quick enough for the eye, and under 1 % of a CPU.
 _REDRAW_SECONDS = 0.1
+
+_FIRST_STEPS = (Step.CODEGEN, Step.PRE_LINK)
+_LINKS = (Step.THIN_LINK, Step.FAT_LINK, Step.LINK)
 
 
 class Progress(Protocol):
@@ -60,26 +64,35 @@ class _Quiet:
 
 
 class _Plain(_Quiet):
-    """A line for each module that is done."""
+    """A line for each step of each module that is done; none where a module was ready for LTO as it came."""
 
     def __init__(self, total: int, verbose: bool) -> None:
         self._total = total
-        self._done = 0
+        self._done: Counter[Step] = Counter()
         self._verbose = verbose
 
     def event(self, event: BuildEvent) -> None:
         match event:
-            case ModuleStarted(module) if self._verbose:
-                say(f"started {module}")
+            case ModuleStarted(module, step) if self._verbose:
+                say(f"started {module}" if step is Step.CODEGEN else f"started {module}  {step.value}")
             case ModuleFinished(module, result):
-                # What is linked comes after all modules; it may have the name of one.
-                self._done += 1
-                linked = self._done > self._total
-                where = "link" if linked else f"{self._done:{len(str(self._total))}}/{self._total}"
+                self._done[result.step] += 1
                 outcome = "failed" if isinstance(result, Failed) else f"{result.seconds:.2f} s  {result.engine.value}"
-                say(f"[{where}] {module}  {outcome}")
+                if result.step is not Step.PRE_LINK or result.seconds or isinstance(result, Failed):
+                    say(f"[{self._where(result.step)}] {module}  {outcome}")
             case _:
                 super().event(event)
+
+    def _where(self, step: Step) -> str:
+        if step in _LINKS:
+            return step.value
+        if step is Step.FAT_CODEGEN:
+            return f"{step.value} {self._done[step]}"
+        done = self._done[step]
+        if step in _FIRST_STEPS:  # a module goes round LTO or takes part in it: it is one of as many
+            done = sum(self._done[first] for first in _FIRST_STEPS)
+        count = f"{done:{len(str(self._total))}}/{self._total}"
+        return count if step is Step.CODEGEN else f"{step.value} {count}"
 
 
 class _Display:
@@ -109,13 +122,13 @@ class _Display:
 
     def event(self, event: BuildEvent) -> None:
         match event:
-            case ModuleQueued():
-                pass
+            case ModuleQueued(_, step):
+                self._total += step in (Step.THIN_BACKEND, Step.FAT_CODEGEN)
             case ModuleStarted(module):
                 self._running[module] = None
-            case ModuleFinished(module):
+            case ModuleFinished(module, result):
                 self._running.pop(module, None)
-                self._done = min(self._done + 1, self._total)
+                self._done += result.step not in _LINKS
             case DiagnosticReported(diagnostic):
                 self.diagnostic(diagnostic)
 
@@ -129,5 +142,5 @@ class _Display:
         with self._bar:
             while True:
                 running = printable("  ".join(itertools.islice(self._running, 8)).replace("\n", " "))
-                self._bar.update(self._task, completed=self._done, description=running, refresh=True)
+                self._bar.update(self._task, completed=self._done, total=self._total, description=running, refresh=True)
                 await trio.sleep(_REDRAW_SECONDS)

@@ -16,12 +16,14 @@ from typing import Any
 from attrs import frozen
 
 from coordinator._events import BuildResult
-from workers.work import Diagnostic, Failed, Finished, Linked, LinkKind, LinkOptions, Severity, WorkResult
+from workers.work import Diagnostic, Failed, Linked, LinkKind, LinkOptions, Severity, Step, WorkResult
 
 __all__ = ["Outcome", "json_text", "passes_text", "summary"]
 
 # Every item is run as long as nothing can be reused.
 _REASON = "no cache is configured"
+
+_LINKS = (Step.THIN_LINK, Step.FAT_LINK, Step.LINK)
 
 
 @frozen(kw_only=True)
@@ -47,9 +49,10 @@ class Outcome:
 
     @property
     def skipped(self) -> list[str]:
-        """The modules that were never tried, or not to the end."""
+        """What was never tried, or not to the end."""
         tried = {result.module for result in self.results}
-        return sorted(name for name in set(self.modules) if name not in tried)
+        given_up = self.result.skipped if self.result is not None else ()
+        return sorted({*given_up, *(name for name in self.modules if name not in tried)})
 
     @property
     def linked(self) -> Linked | None:
@@ -102,7 +105,7 @@ def _output(linked: Linked, kind: LinkKind) -> dict[str, Any]:
 def _item(done: WorkResult, outcome: Outcome) -> dict[str, Any]:
     item: dict[str, Any] = {
         "module": done.module,
-        "stage": "link" if _is_link(done, outcome) else "codegen",
+        "stage": done.step.value,
         "engine": done.engine.value,
         "cache": "off",
         "reason": _REASON,
@@ -111,23 +114,13 @@ def _item(done: WorkResult, outcome: Outcome) -> dict[str, Any]:
         "ok": not isinstance(done, Failed),
     }
     if outcome.print_passes:
-        item["passes"] = list(done.passes) if isinstance(done, Finished) else []
+        item["passes"] = list(getattr(done, "passes", ()))
     return item
-
-
-def _is_link(done: WorkResult, outcome: Outcome) -> bool:
-    """Whether this is the link's result: it may be called like a module, but comes only when all are built."""
-    if not isinstance(done, Failed):
-        return isinstance(done, Linked)
-    return outcome.link is not None and sum(isinstance(other, Finished) for other in outcome.results) == len(
-        outcome.modules
-    )
 
 
 def passes_text(outcome: Outcome) -> str:
     """Lines with the passes that ran, in order, module by module; empty without `--print-passes`."""
-    finished = (done for done in outcome.results if isinstance(done, Finished))
-    return "\n".join(f"{done.module}: {line}" for done in finished for line in done.passes)
+    return "\n".join(f"{done.module}: {line}" for done in outcome.results for line in getattr(done, "passes", ()))
 
 
 def summary(outcome: Outcome) -> str:
@@ -141,12 +134,13 @@ def summary(outcome: Outcome) -> str:
             text += f", linked {_short(outcome.linked.output)} ({outcome.linked.bytes} bytes)"
         return text
     failures = [done for done in outcome.results if isinstance(done, Failed)]
-    failed = sum(not _is_link(done, outcome) for done in failures)
+    links = sum(done.step in _LINKS for done in failures)
+    failed = len(failures) - links
     useless = sum(each.severity is Severity.ERROR and each.module is not None for each in outcome.diagnostics)
     counts = [f"{_count(useless, 'input')} of no use"] if useless else []
     if failed:
         counts.append(f"{failed} of {_count(len(outcome.modules), 'module')} failed")
-    if len(failures) > failed:
+    if links:
         counts.append("linking failed")
     if outcome.skipped:
         counts.append(f"{len(outcome.skipped)} not built")

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from coordinator._build import BuildConfig
+from coordinator._config import BuildConfig
 from coordinator._coordinator import open_coordinator
 from coordinator._events import BuildEvent, BuildFailed, BuildResult
 from coordinator.cli._progress import Progress

@@ -1,0 +1,224 @@
+"""Where codegen ends and LTO begins: one match on what the modules' results need.
+
+The main loop is done with a build's modules then. What LTO does is the business of `lto`; here its loops get what they
+need and the build hears what they report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import evolve, field, frozen
+
+from coordinator._events import ModuleQueued, ModuleStarted
+from coordinator._ledger import Ledger
+from coordinator._loop import MainLoop, Stage
+from coordinator._slots import run_with_slots
+from lto.fat import FatEnded, FatLto, FatQueued, FatReport, FatStarted, run_fat
+from lto.thin import ThinEnded, ThinLto, ThinQueued, ThinReport, ThinStarted, run_thin
+from workers.backend import Backend
+from workers.fat import FatLink, FatLinked, partition_name
+from workers.slots import Slots
+from workers.thin import REGULAR_PART, ThinLink, ThinLinked
+from workers.work import (
+    LINKABLE,
+    CodegenOptions,
+    Engine,
+    Failed,
+    Finished,
+    LinkFile,
+    LinkKind,
+    LinkOptions,
+    NeedsFatLto,
+    NeedsThinLto,
+    RelocationModel,
+    Step,
+    Target,
+    count,
+)
+
+__all__ = ["Joined", "Joining", "join"]
+
+ReadyForLink = Finished | NeedsThinLto | NeedsFatLto
+
+
+@frozen
+class Joined:
+    """What there is to link: objects in link order.
+
+    `needs` has symbols with the modules that need them, where objects do not tell that any more.
+    """
+
+    objects: tuple[LinkFile, ...] = field(default=(), repr=count)
+    needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
+
+
+@frozen(kw_only=True)
+class Joining:
+    """A build at the point where its modules meet. `results` are in the order of submission, `lazy` names some."""
+
+    results: Sequence[ReadyForLink] = field(repr=count)
+    lazy: frozenset[str] = field(repr=count)
+    lto: ThinLto | FatLto | None
+    link: LinkOptions | None
+    exports: tuple[str, ...]
+    options: CodegenOptions
+    target: Target
+    directory: Path
+    out_dir: Path
+    reproducer_dir: Path
+    keep_going: bool
+
+
+async def join(joining: Joining, loop: MainLoop, enter: Callable[[Stage], bool], ledger: Ledger) -> Joined:
+    """Optimise across modules what needs it; gives what there is to link then.
+
+    Nothing is done after a failure: what is optimised as a whole has to be whole. `enter` is told the stage of the
+    main loop that gives out the slots, and says whether to go on.
+    """
+    lazy_inputs = joining.link.lazy_inputs if joining.link is not None else ()
+    files = (
+        *(file for result in joining.results if (file := _file(result, joining)) is not None),
+        *(LinkFile(path.name, path, lazy=True) for path in lazy_inputs),
+    )
+    work: Callable[[Slots], Awaitable[Joined]]
+    match next((file for file in files if not isinstance(file, LinkFile)), None):
+        case None:
+            return Joined(tuple(file for file in files if isinstance(file, LinkFile)))
+        case NeedsThinLto():
+            work = partial(_thin, joining, files, loop.backend, ledger)
+        case NeedsFatLto():
+            work = partial(_fat, joining, files, loop.backend, ledger)
+    if not ledger.goes_on:
+        ledger.skip([file.module for file in files if not isinstance(file, LinkFile)])
+        return Joined()
+    joined = await run_with_slots(loop, enter, work)
+    ledger.cancelled |= joined is None
+    return joined or Joined()
+
+
+_File = LinkFile | NeedsThinLto | NeedsFatLto
+
+
+async def _thin(joining: Joining, files: Sequence[_File], backend: Backend, ledger: Ledger, slots: Slots) -> Joined:
+    options, final = joining.options, joining.link
+    local = isinstance(joining.lto, ThinLto) and joining.lto.local
+    if local and final is not None and final.kind is not LinkKind.STATIC and options.relocation_model is None:
+        # Linked, but not as lld saw it: what it makes then is position independent by default.
+        options = evolve(options, relocation_model=RelocationModel.PIC)
+    link = ThinLink(
+        tuple(file for file in files if not isinstance(file, NeedsFatLto)),
+        None if local else final,
+        joining.exports,
+        options,
+        joining.target,
+        joining.directory,
+        joining.out_dir,
+        joining.reproducer_dir,
+    )
+    objects: dict[str, LinkFile] = {}
+    send, receive = trio.open_memory_channel[ThinReport](0)
+
+    async def run() -> None:
+        with send:
+            skipped = await run_thin(link, backend, slots, send, predict=ledger.predict, keep_going=joining.keep_going)
+        ledger.skip(skipped)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        with receive:
+            async for report in receive:
+                match report:
+                    case ThinQueued(module):
+                        ledger.tell(ModuleQueued(module, Step.THIN_BACKEND))
+                    case ThinStarted(module, step):
+                        ledger.tell(ModuleStarted(module, step))
+                    case ThinEnded(ThinLinked() as linked):
+                        ledger.add([_as_finished(linked, Step.THIN_LINK)])
+                    case ThinEnded(Finished() as done):
+                        objects.update((linked.module, linked) for linked in _objects(done))
+                        ledger.add([done])
+                    case ThinEnded(Failed() as failed):
+                        ledger.add([failed])
+    placed: list[LinkFile] = []
+    for file in files:
+        if isinstance(file, LinkFile):
+            placed.append(file)
+        elif (made := objects.get(file.module)) is not None:
+            # Where the thin link could not tell what is needed, the linker does.
+            placed.append(evolve(made, lazy=file.lazy and link.link is None))
+    if REGULAR_PART in objects:
+        first = next(index for index, file in enumerate(files) if isinstance(file, NeedsThinLto))
+        placed.insert(first, objects[REGULAR_PART])
+    return Joined(tuple(placed))
+
+
+async def _fat(joining: Joining, files: Sequence[_File], backend: Backend, ledger: Ledger, slots: Slots) -> Joined:
+    link = FatLink(
+        tuple(file for file in files if not isinstance(file, NeedsThinLto)),
+        joining.link,
+        joining.exports,
+        joining.lto.partitions if isinstance(joining.lto, FatLto) else None,
+        joining.options,
+        joining.target,
+        joining.directory,
+        joining.out_dir,
+        joining.reproducer_dir,
+    )
+    objects: dict[str, LinkFile] = {}
+    order: list[str] = []
+    needs: Mapping[str, tuple[str, ...]] = {}
+    send, receive = trio.open_memory_channel[FatReport](0)
+
+    async def run() -> None:
+        with send:
+            skipped = await run_fat(link, backend, slots, send, predict=ledger.predict, keep_going=joining.keep_going)
+        ledger.skip(skipped)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        with receive:
+            async for report in receive:
+                match report:
+                    case FatQueued(partition):
+                        ledger.tell(ModuleQueued(partition, Step.FAT_CODEGEN))
+                    case FatStarted(name, step):
+                        ledger.tell(ModuleStarted(name, step))
+                    case FatEnded(FatLinked() as linked):
+                        order = [partition_name(number) for number in range(linked.partitions)]
+                        needs = linked.needs
+                        ledger.add([_as_finished(linked, Step.FAT_LINK)])
+                    case FatEnded(Finished() as done):
+                        objects.update((linked.module, linked) for linked in _objects(done))
+                        ledger.add([done])
+                    case FatEnded(Failed() as failed):
+                        ledger.add([failed])
+    first = next((index for index, file in enumerate(files) if isinstance(file, NeedsFatLto)), 0)
+    native = [(index, file) for index, file in enumerate(files) if isinstance(file, LinkFile)]
+    ordered = (
+        *(file for index, file in native if index < first),
+        *(objects[name] for name in order if name in objects),
+        *(file for index, file in native if index > first),
+    )
+    return Joined(ordered, needs)
+
+
+def _file(result: ReadyForLink, joining: Joining) -> _File | None:
+    if not isinstance(result, Finished):
+        return result
+    return next(iter(_objects(result, lazy=result.module in joining.lazy)), None)
+
+
+def _objects(done: Finished, *, lazy: bool = False) -> list[LinkFile]:
+    return [LinkFile(one.module, one.path, lazy) for one in done.artifacts if one.kind in LINKABLE]
+
+
+def _as_finished(linked: ThinLinked | FatLinked, step: Step) -> Finished:
+    """What the rest of the build needs to know of a step that makes no artifact."""
+    passes = linked.passes if isinstance(linked, FatLinked) else ()
+    return Finished(
+        linked.module, (), Engine.TOOLCHAIN, linked.seconds, linked.peak_rss_bytes, linked.diagnostics, passes, step
+    )

@@ -1,0 +1,90 @@
+"""Fat LTO, a straight line: merge and optimise on one slot, release what was merged, generate code on all slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+from attrs import define, field
+
+from lto.fat._messages import FatEnded, FatQueued, FatReport, FatStarted
+from workers.errors import bug_message
+from workers.fat import FatLink, FatLtoBackend, FatPartition
+from workers.slots import Slots
+from workers.work import Diagnostic, Engine, Estimate, Failed, NeedsFatLto, Severity, Step
+
+__all__ = ["run_fat"]
+
+
+async def run_fat(
+    link: FatLink,
+    backend: FatLtoBackend,
+    slots: Slots,
+    reports: trio.MemorySendChannel[FatReport],
+    *,
+    predict: Callable[[str, Step, Estimate], Estimate],
+    keep_going: bool,
+) -> tuple[str, ...]:
+    """Merge, optimise, generate code; gives the partitions that were skipped after a failure.
+
+    `predict` may know better than an estimate. The modules' bitcode is removed as soon as it has been merged. What
+    happens goes to `reports`, results included; they come in any order. Cancelling stops what runs.
+    """
+    run = _Run(link, backend, slots, reports, predict, keep_going)
+    await run.run()
+    return tuple(sorted(run.skipped))
+
+
+@define
+class _Run:
+    link: FatLink
+    backend: FatLtoBackend
+    slots: Slots
+    reports: trio.MemorySendChannel[FatReport]
+    predict: Callable[[str, Step, Estimate], Estimate]
+    keep_going: bool
+    aborted: bool = False
+    skipped: list[str] = field(factory=list)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            estimate = self.predict(self.link.name, Step.FAT_LINK, self.backend.fat_estimate(self.link))
+            async with self.slots.hold(self.link.name, estimate):
+                await self.reports.send(FatStarted(self.link.name, Step.FAT_LINK))
+
+                def ready(partition: FatPartition) -> None:
+                    nursery.start_soon(self._generate, partition)
+
+                try:
+                    result = await self.backend.fat_link(self.link, ready)
+                except Exception as error:
+                    result = _bug(self.link.name, error, Step.FAT_LINK)
+            # Whether or not it worked: nobody merges them again.
+            for file in self.link.files:
+                if isinstance(file, NeedsFatLto):
+                    file.bitcode.unlink(missing_ok=True)
+                    await trio.lowlevel.checkpoint()
+            # Without all of its partitions there is no program, whatever the build would go on with.
+            self.aborted |= isinstance(result, Failed)
+            await self.reports.send(FatEnded(result))
+
+    async def _generate(self, partition: FatPartition) -> None:
+        """A worker task: one partition on a slot."""
+        await self.reports.send(FatQueued(partition.name))
+        estimate = self.predict(partition.name, Step.FAT_CODEGEN, partition.estimate)
+        async with self.slots.hold(partition.name, estimate):
+            if self.aborted:
+                self.skipped.append(partition.name)
+                return
+            await self.reports.send(FatStarted(partition.name, Step.FAT_CODEGEN))
+            try:
+                result = await self.backend.fat_codegen(partition)
+            except Exception as error:
+                result = _bug(partition.name, error, Step.FAT_CODEGEN)
+        self.aborted |= isinstance(result, Failed) and not self.keep_going
+        await self.reports.send(FatEnded(result))
+
+
+def _bug(name: str, error: Exception, step: Step) -> Failed:
+    """A bug in a backend costs the build that met it, not the service and the builds beside it."""
+    return Failed(name, Engine.TOOLCHAIN, 0.0, 0, (Diagnostic(Severity.ERROR, name, bug_message(error)),), step)

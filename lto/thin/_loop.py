@@ -1,0 +1,168 @@
+"""The thin loop's shell: performs the machine's commands, feeds what becomes of them back as events.
+
+One task owns the machine. The thin link and every batch run in worker tasks of their own, each on a slot; their
+results come back over one memory channel without a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from lto.thin._machine import Machine
+from lto.thin._messages import (
+    BatchEnded,
+    BatchStarted,
+    Command,
+    Ended,
+    LinkEnded,
+    StartBatch,
+    StartLink,
+    ThinEnded,
+    ThinQueued,
+    ThinReport,
+    ThinStarted,
+    WithdrawBatch,
+)
+from workers.errors import bug_message
+from workers.slots import Slots
+from workers.thin import ThinLink, ThinLinked, ThinLtoBackend
+from workers.work import Diagnostic, Engine, Estimate, Failed, Finished, Severity, Step
+
+__all__ = ["run_thin"]
+
+
+async def run_thin(
+    link: ThinLink,
+    backend: ThinLtoBackend,
+    slots: Slots,
+    reports: trio.MemorySendChannel[ThinReport],
+    *,
+    predict: Callable[[str, Step, Estimate], Estimate],
+    keep_going: bool,
+) -> tuple[str, ...]:
+    """Do the thin link and every backend compile; gives the modules that were skipped after a failure.
+
+    `predict` may know better than an estimate. What happens goes to `reports`, results included; they come in any
+    order. Cancelling stops what runs.
+    """
+    loop = _Loop(link, backend, slots, reports, predict, Machine(slots.limit, keep_going))
+    return await loop.run()
+
+
+@frozen
+class _Linked:
+    """A worker is done with the thin link."""
+
+    result: ThinLinked | Failed
+
+
+@frozen
+class _Compiled:
+    """A worker is done with a batch; no results if it was withdrawn."""
+
+    batch: int
+    results: tuple[Finished | Failed, ...]
+
+
+_Message = _Linked | BatchStarted | _Compiled
+
+
+@define
+class _Loop:
+    link: ThinLink
+    backend: ThinLtoBackend
+    slots: Slots
+    reports: trio.MemorySendChannel[ThinReport]
+    predict: Callable[[str, Step, Estimate], Estimate]
+    machine: Machine
+    scopes: dict[int, trio.CancelScope] = field(factory=dict)
+    batches: dict[int, StartBatch] = field(factory=dict)
+
+    async def run(self) -> tuple[str, ...]:
+        send, receive = trio.open_memory_channel[_Message](0)
+        with send, receive:
+            async with trio.open_nursery() as nursery:
+                commands = self.machine.begin()
+                while True:
+                    for command in commands:
+                        if isinstance(command, Ended):
+                            return command.skipped
+                        await self._perform(command, nursery, send)
+                    commands = await self._take(await receive.receive())
+
+    async def _take(self, message: _Message) -> list[Command]:
+        match message:
+            case BatchStarted(batch):
+                for item in self.batches[batch].items:
+                    await self.reports.send(ThinStarted(item.name, Step.THIN_BACKEND))
+                return self.machine.handle(message)
+            case _Linked(result):
+                await self.reports.send(ThinEnded(result))
+                if isinstance(result, Failed):
+                    return self.machine.handle(LinkEnded((), ok=False))
+                if result.regular is not None:
+                    await self.reports.send(ThinEnded(result.regular))
+                compiles = tuple(
+                    evolve(item, estimate=self.predict(item.name, Step.THIN_BACKEND, item.estimate))
+                    for item in result.compiles
+                )
+                return self.machine.handle(LinkEnded(compiles, ok=True))
+            case _Compiled(batch, results):
+                del self.scopes[batch], self.batches[batch]
+                for done in results:
+                    await self.reports.send(ThinEnded(done))
+                return self.machine.handle(BatchEnded(batch, sum(isinstance(done, Failed) for done in results)))
+
+    async def _perform(
+        self,
+        command: StartLink | StartBatch | WithdrawBatch,
+        nursery: trio.Nursery,
+        send: trio.MemorySendChannel[_Message],
+    ) -> None:
+        match command:
+            case StartLink():
+                nursery.start_soon(self._do_link, send.clone())
+            case StartBatch(batch, items):
+                self.batches[batch] = command
+                self.scopes[batch] = trio.CancelScope()
+                for item in items:
+                    await self.reports.send(ThinQueued(item.name))
+                nursery.start_soon(self._compile, command, self.scopes[batch], send.clone())
+            case WithdrawBatch(batch):
+                self.scopes[batch].cancel()
+
+    async def _do_link(self, send: trio.MemorySendChannel[_Message]) -> None:
+        """A worker task: the thin link on a slot."""
+        with send:
+            estimate = self.predict(self.link.name, Step.THIN_LINK, self.backend.thin_estimate(self.link))
+            async with self.slots.hold(self.link.name, estimate):
+                await self.reports.send(ThinStarted(self.link.name, Step.THIN_LINK))
+                try:
+                    result = await self.backend.thin_link(self.link)
+                except Exception as error:
+                    result = _bug(self.link.name, error, Step.THIN_LINK)
+            await send.send(_Linked(result))
+
+    async def _compile(
+        self, batch: StartBatch, scope: trio.CancelScope, send: trio.MemorySendChannel[_Message]
+    ) -> None:
+        """A worker task: one batch on one slot."""
+        with send:
+            results: tuple[Finished | Failed, ...] = ()
+            with scope:
+                async with self.slots.hold(batch.items[0].name, batch.estimate):
+                    # Once the loop has taken this, the batch is not withdrawn any more.
+                    await send.send(BatchStarted(batch.batch))
+                    try:
+                        results = tuple(await self.backend.thin_compile(batch.items))
+                    except Exception as error:
+                        results = tuple(_bug(item.name, error, Step.THIN_BACKEND) for item in batch.items)
+            await send.send(_Compiled(batch.batch, results))
+
+
+def _bug(name: str, error: Exception, step: Step) -> Failed:
+    """A bug in a backend costs the build that met it, not the service and the builds beside it."""
+    return Failed(name, Engine.TOOLCHAIN, 0.0, 0, (Diagnostic(Severity.ERROR, name, bug_message(error)),), step)
