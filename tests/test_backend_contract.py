@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -116,9 +116,16 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     assert list(scratch.iterdir()) == []
 
 
+def _codegen(results: Sequence[object]) -> list[Finished | Failed]:
+    """The results, none of which asks for LTO."""
+    found = [result for result in results if isinstance(result, Finished | Failed)]
+    assert len(found) == len(results)
+    return found
+
+
 async def _compile(subject: Subject, *items: Optimize) -> list[Finished | Failed]:
     with trio.fail_after(60):
-        results = list(await subject.backend.compile(items))
+        results = _codegen(await subject.backend.compile(items))
     assert [result.module for result in results] == [item.name for item in items]
     for result in results:
         if isinstance(result, Failed):
@@ -134,7 +141,7 @@ def _bytes(result: Finished | Failed) -> dict[EmitKind, bytes]:
 
 async def test_artifacts_are_where_they_should_be(subject: Subject, tmp_path: Path) -> None:
     out = tmp_path / "not" / "there yet"
-    options = subject.options(emit=frozenset(EmitKind))
+    options = subject.options(emit=frozenset(EmitKind) - {EmitKind.FATOBJ})
     (result,) = await _compile(subject, subject.item("deep/down/m", "good", out, options))
     assert isinstance(result, Finished)
     assert [artifact.kind for artifact in result.artifacts if artifact.bytes == artifact.path.stat().st_size]
@@ -151,7 +158,7 @@ async def test_artifacts_are_where_they_should_be(subject: Subject, tmp_path: Pa
 
 
 async def test_bytes_do_not_depend_on_the_batch(subject: Subject, tmp_path: Path) -> None:
-    options = subject.options(emit=frozenset(EmitKind))
+    options = subject.options(emit=frozenset(EmitKind) - {EmitKind.FATOBJ})
     names = [f"m{number}" for number in range(4)]
     together = await _compile(
         subject, *(subject.item(name, "good", tmp_path / "a", options, n) for n, name in enumerate(names))
@@ -168,7 +175,7 @@ async def test_bytes_do_not_depend_on_the_batch(subject: Subject, tmp_path: Path
     for number, name in enumerate(names):
         (alone,) = await _compile(subject, subject.item(name, "good", tmp_path / "d", options, number))
         expected = _bytes(alone)
-        assert set(expected) == set(EmitKind)
+        assert set(expected) == options.emit
         assert _bytes(together[number]) == expected
         assert _bytes(backwards[-1 - number]) == expected
         assert _bytes(mixed[1 + number]) == expected
@@ -176,9 +183,9 @@ async def test_bytes_do_not_depend_on_the_batch(subject: Subject, tmp_path: Path
 
 
 async def test_bytes_do_not_depend_on_what_else_is_emitted(subject: Subject, tmp_path: Path) -> None:
-    everything = subject.options(emit=frozenset(EmitKind))
+    everything = subject.options(emit=frozenset(EmitKind) - {EmitKind.FATOBJ})
     (all_kinds,) = await _compile(subject, subject.item("m", "good", tmp_path / "all", everything))
-    for kind in EmitKind:
+    for kind in everything.emit:
         options = subject.options(emit=frozenset({kind}))
         (one,) = await _compile(subject, subject.item("m", "good", tmp_path / kind.value, options))
         assert _bytes(one) == {kind: _bytes(all_kinds)[kind]}
@@ -213,7 +220,7 @@ async def test_two_batches_at_once(subject: Subject, tmp_path: Path) -> None:
 
     async def one(number: int) -> None:
         item = subject.item(f"m{number}", "good", tmp_path, number=number)
-        results.extend(await subject.backend.compile([item]))
+        results.extend(_codegen(await subject.backend.compile([item])))
 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:

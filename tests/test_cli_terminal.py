@@ -256,7 +256,7 @@ def test_the_completion_script(place: Path, shell: str) -> None:
     ("words", "completions"),
     [
         ("ltod ", {"build", "doctor", "completion"}),
-        ("ltod build --emit obj,", {"obj,asm", "obj,bc", "obj,ir"}),
+        ("ltod build --emit obj,", {"obj,asm", "obj,bc", "obj,ir", "obj,fatobj"}),
         ("ltod build --link s", {"shared", "static"}),
         ("ltod build --engine l", {"llvmlite"}),
         ("ltod build -O ", {"0", "1", "2", "3", "s", "z"}),

@@ -174,9 +174,10 @@ async def test_objects_are_those_of_clang(case: str, sample: bytes, tmp_path: Pa
 
 async def test_all_outputs_at_once_are_those_of_one_at_a_time(sample: bytes, tmp_path: Path) -> None:
     async with LlvmlitePool(1, tmp_path) as pool:
-        together = {kind: tmp_path / f"all.{kind.value}" for kind in EmitKind}
+        kinds = [kind for kind in EmitKind if kind is not EmitKind.FATOBJ]
+        together: dict[EmitKind, Path] = {kind: tmp_path / f"all.{kind.value}" for kind in kinds}
         assert isinstance(await pool.compile("m", sample, TRIPLE, O2, together), Compiled)
-        for kind in EmitKind:
+        for kind in kinds:
             alone = tmp_path / f"one.{kind.value}"
             assert isinstance(await pool.compile("m", sample, TRIPLE, O2, {kind: alone}), Compiled)
             assert alone.read_bytes() == together[kind].read_bytes()

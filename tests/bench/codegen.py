@@ -2,8 +2,8 @@
 
     python -m tests.bench.codegen [--rounds N] [--modules 400]
 
-Two sets: small modules made by rule, and the C sources of brotli's sdist, fetched from PyPI. Every contestant but
-`ltod, embedded` is a whole process (start-up included) on the same bitcode; contestants take turns within a round,
+Two sets: small modules made by rule, and the C sources of brotli, fetched from PyPI the first time. Every contestant
+but `ltod, embedded` is a whole process (start-up included) on the same bitcode; contestants take turns within a round,
 so a machine that changes its speed changes it for all. Prints medians, and the ratio to the best peer.
 """
 
@@ -15,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,26 +24,11 @@ from pathlib import Path
 import trio
 
 from coordinator import BuildConfig, Coordinator, Module, open_coordinator
+from tests.projects import Form, cache_dir, compile_project, fetch
+from tests.recipes import PROJECTS
 from tests.samples import TRIPLE, compile_c, small_c, zig
 
 _JOBS = 2
-
-
-def _brotli(root: Path) -> list[Path]:
-    """The raw bitcode of brotli's library and tool."""
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(root)]
-    subprocess.run([*pip, "brotli==1.2.*"], check=True, stderr=subprocess.DEVNULL)
-    (sdist,) = root.glob("*rotli*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(root, filter="data")
-    source = next(path for path in root.iterdir() if path.is_dir())
-    (root / "bc").mkdir()
-    for path in sorted((source / "c").rglob("*.c")):
-        name = "_".join(path.relative_to(source / "c").with_suffix(".bc").parts)
-        flags = ["-c", "-emit-llvm", "-O2", "-g0", "-Xclang", "-disable-llvm-passes", "-fno-sanitize=undefined"]
-        flags += ["-I", str(source / "c" / "include"), str(path), "-o", str(root / "bc" / name)]
-        subprocess.run([zig(), "cc", "-target", "x86_64-linux-gnu", *flags], check=True)
-    return sorted((root / "bc").iterdir())
 
 
 def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], float | None]]:
@@ -138,8 +122,9 @@ def main() -> None:
             sources = {f"m{n:03}": small_c(n, arguments.modules) for n in range(arguments.modules)}
             _measure("small modules", compile_c(sources, root / "small"), arguments.rounds, root)
         if arguments.only != "small":
-            (root / "real").mkdir()
-            _measure("brotli", _brotli(root / "real"), arguments.rounds, root)
+            brotli = PROJECTS["brotli"]
+            inputs = compile_project(brotli, fetch(brotli, cache_dir()), root / "real", Form.RAW)
+            _measure("brotli", inputs, arguments.rounds, root)
 
 
 if __name__ == "__main__":
