@@ -1,219 +1,40 @@
-"""Layer: process. Fat LTO through ld.lld: what is merged, what comes out, and what becomes of each kind of failure."""
+"""Layer: process. Fat LTO through ld.lld: what is merged, and what comes out."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import struct
-import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
-from tests.leftovers import descendants
-from tests.samples import ABORTING_IR, LAYOUT, TRIPLE, small_c, zig
-from workers.fat import FatLink, FatLinked, FatPartition, partition_name
+from tests.fat_bench import ADD, MAIN, NATIVE, TWICE, Bench, compiled, functions, in_process, ran, sources
+from tests.samples import LAYOUT, TRIPLE, small_c, zig
+from workers.fat import FatLinked, FatPartition, partition_name
 from workers.llvm.bitcode import read_header
-from workers.llvm.codegen import LlvmBackend, open_llvm_backend
+from workers.llvm.codegen import open_llvm_backend
 from workers.llvm.fat_pipeline import level_options, printed_pipeline
 from workers.work import (
     CodegenOptions,
     EmitKind,
-    Failed,
     Finished,
-    Link,
-    Linked,
     LinkFile,
     LinkKind,
     LinkOptions,
-    Module,
-    NeedsFatLto,
-    Optimize,
     OptLevel,
-    PreLink,
-    Step,
 )
 
 pytestmark = pytest.mark.process
-
-_MAIN = """
-int printf(const char *, ...);
-int add(int, int); int twice(int); int native(int);
-int square(int x) { return x * x; }
-int main(int argc, char **argv) { return add(twice(argc), square(3)) + native(1) == 18 ? 42 : 1; }
-"""
-_ADD = "int add(int a, int b) { return a + b; }\n"
-_TWICE = "int add(int, int); int twice(int x) { return add(x, x); }\n"
-_NATIVE = "int square(int); int native(int x) { return square(x + 1) + 3; }\n"
-"""Native code that calls into bitcode."""
-
-_FLAGS = {
-    "raw": ("-disable-llvm-passes",),
-    "thin": ("-flto=thin", "-flto-unit"),
-    "unified": ("-flto=thin", "-flto-unit", "-funified-lto"),
-    "full": ("-flto=full", "-flto-unit"),
-}
-
-
-def ran(*argv: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """A short run of a program."""
-    return subprocess.run(argv, capture_output=True, check=False)
-
-
-def compiled(text: str, output: Path, kind: str = "raw", *more: str) -> Path:
-    """C as bitcode of one kind, or as an object."""
-    source = output.with_suffix(".c")
-    source.write_text(text)
-    what = ("-emit-obj",) if kind == "native" else (*_FLAGS[kind], "-emit-llvm-bc")
-    pic = ("-mrelocation-model", "pic", "-pic-level", "2")
-    flags = ("-triple", TRIPLE, "-target-cpu", "x86-64", "-O2", *pic, *what, *more, str(source), "-o", str(output))
-    made = ran(zig(), "clang", "-cc1", *flags)
-    assert made.returncode == 0, made.stderr
-    return output
-
-
-@frozen
-class Bench:
-    """A backend, and a build's directories."""
-
-    backend: LlvmBackend
-    root: Path
-    workspace: Path
-
-    async def pre_linked(self, path: Path | bytes, name: str, options: CodegenOptions, **module: Any) -> NeedsFatLto:
-        one = Module(name, path, **module)
-        seen = self.backend.inspect(one, options, PreLink.FAT)
-        file = self.workspace / f"{len(list(self.workspace.iterdir()))}.bc"
-        item = Optimize(
-            one, options, self.root, self.root / "repro", seen.target, seen.size, PreLink.FAT, file, seen.pre_linked
-        )
-        (result,) = await self.backend.compile([item])
-        assert isinstance(result, NeedsFatLto), result
-        return result
-
-    async def files(self, sources: Mapping[str, str], options: CodegenOptions, kind: str = "raw") -> list[NeedsFatLto]:
-        place = self.root / "in"
-        place.mkdir(exist_ok=True)
-        return [
-            await self.pre_linked(compiled(text, place / f"{name}.bc", kind), name, options)
-            for name, text in sources.items()
-        ]
-
-    def link(
-        self,
-        files: Sequence[NeedsFatLto | LinkFile],
-        *,
-        link: LinkOptions | None = None,
-        exports: tuple[str, ...] = (),
-        partitions: int | None = None,
-        options: CodegenOptions | None = None,
-        out: str = "out",
-    ) -> FatLink:
-        options = options or CodegenOptions()
-        target = self.backend.inspect(Module("m", f'target triple = "{TRIPLE}"\n'.encode()), options).target
-        return FatLink(
-            tuple(files),
-            link,
-            exports,
-            partitions,
-            options,
-            target,
-            self.workspace,
-            self.root / out,
-            self.root / "repro",
-        )
-
-    def program(self, name: str = "prog", *arguments: str) -> LinkOptions:
-        return LinkOptions(LinkKind.EXECUTABLE, self.root / name, arguments=arguments)
-
-    async def merge(self, item: FatLink) -> tuple[FatLinked | Failed, list[FatPartition]]:
-        parts: list[FatPartition] = []
-        with trio.fail_after(120):
-            result = await self.backend.fat_link(item, parts.append)
-        assert len({part.name for part in parts}) == len(parts)
-        return result, sorted(parts, key=lambda part: part.name)
-
-    async def generate(self, parts: Sequence[FatPartition]) -> list[Finished | Failed]:
-        with trio.fail_after(120):
-            return [await self.backend.fat_codegen(part) for part in parts]
-
-    async def objects(self, item: FatLink) -> list[LinkFile]:
-        """All of fat LTO, without a failure."""
-        merged, parts = await self.merge(item)
-        assert isinstance(merged, FatLinked), merged
-        assert merged.partitions == len(parts)
-        results = await self.generate(parts)
-        objects = []
-        for number, result in enumerate(results):
-            assert isinstance(result, Finished), result
-            assert result.step is Step.FAT_CODEGEN
-            assert result.module == partition_name(number)
-            objects += [LinkFile(result.module, one.path) for one in result.artifacts if one.kind is EmitKind.OBJECT]
-        return objects
-
-    async def run(self, item: FatLink) -> int:
-        """The exit status of the program."""
-        objects = await self.objects(item)
-        natives = [file for file in item.files if isinstance(file, LinkFile)]
-        assert item.link is not None
-        link = Link(item.link, (*objects, *natives), item.options, item.target, self.root / "repro")
-        with trio.fail_after(120):
-            linked = await self.backend.link(link)
-        assert isinstance(linked, Linked), linked
-        return ran(item.link.output).returncode
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    path = {"PATH": os.environ["PATH"]}
-    async with open_llvm_backend(scratch_dir=scratch, environ=path, limit=2) as backend:
-        with backend.workspace() as workspace:
-            yield Bench(backend, tmp_path, workspace)
-    assert list(scratch.iterdir()) == []
-
-
-def functions(*paths: Path) -> dict[str, bytes]:
-    """The code of each function in objects compiled with a section for each."""
-    found: dict[str, bytes] = {}
-    for path in paths:
-        data = path.read_bytes()
-        (table,) = struct.unpack_from("<Q", data, 0x28)
-        _, count, names = struct.unpack_from("<HHH", data, 0x3A)
-        headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + 64 * number) for number in range(count)]
-        strings = headers[names][4]
-        for name, _, flags, _, offset, size, *_ in headers:
-            label = data[strings + name : data.index(b"\0", strings + name)].decode()
-            if flags & 4 and size:  # SHF_EXECINSTR
-                assert label not in found
-                found[label] = data[offset : offset + size]
-    return found
-
-
-def _sources(count: int = 12) -> dict[str, str]:
-    return {f"m{number:02}": small_c(number, count) for number in range(count)}
-
-
-def _in_process(bench: Bench, files: Sequence[NeedsFatLto], *arguments: str) -> list[Path]:
-    """The objects that lld itself makes of the same modules, in a relocatable link."""
-    place = bench.root / "ref"
-    place.mkdir()
-    lld = [zig(), "ld.lld", "-r", *(str(file.bitcode) for file in files), *arguments]
-    subprocess.run([*lld, "-o", str(place / "out.o"), f"--lto-obj-path={place / 'lto.o'}"], check=True)
-    return sorted(place.glob("lto.o*"))
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 5])
 @pytest.mark.parametrize("level", list(OptLevel))
 async def test_a_program_runs(bench: Bench, level: OptLevel, partitions: int) -> None:
     options = CodegenOptions(opt_level=level)
-    files = await bench.files({"main": _MAIN, "add": _ADD, "twice": _TWICE}, options)
-    native = LinkFile("native", compiled(_NATIVE, bench.root / "native.o", "native"))
+    files = await bench.files({"main": MAIN, "add": ADD, "twice": TWICE}, options)
+    native = LinkFile("native", compiled(NATIVE, bench.root / "native.o", "native"))
     item = bench.link([*files, native], link=bench.program(), partitions=partitions, options=options)
     assert await bench.run(item) == 42
 
@@ -221,7 +42,7 @@ async def test_a_program_runs(bench: Bench, level: OptLevel, partitions: int) ->
 @pytest.mark.parametrize("kinds", [("thin", "unified", "full", "raw"), ("raw", "thin", "thin", "unified")])
 async def test_modules_prepared_in_any_way_become_one_program(bench: Bench, kinds: tuple[str, ...]) -> None:
     options = CodegenOptions()
-    sources = {"main": _MAIN.replace("native(1)", "twice(3) + 1"), "add": _ADD, "twice": _TWICE, "more": small_c(0, 1)}
+    sources = {"main": MAIN.replace("native(1)", "twice(3) + 1"), "add": ADD, "twice": TWICE, "more": small_c(0, 1)}
     files = []
     for (name, text), kind in zip(sources.items(), kinds, strict=True):
         files += await bench.files({name: text}, options, kind)
@@ -243,7 +64,7 @@ async def test_rust_is_merged_with_c(bench: Bench) -> None:
     if made.returncode:
         pytest.skip(f"rustc does not work: {made.stderr.decode()}")
     options = CodegenOptions()
-    files = await bench.files({"main": _MAIN.replace("native(1)", "twice(3) + 1"), "twice": _TWICE}, options)
+    files = await bench.files({"main": MAIN.replace("native(1)", "twice(3) + 1"), "twice": TWICE}, options)
     files.append(await bench.pre_linked(bitcode, "r", options))
     item = bench.link(files, link=bench.program(), partitions=1)
     merged, _ = await bench.merge(item)
@@ -259,21 +80,21 @@ async def test_rust_is_merged_with_c(bench: Bench) -> None:
 @pytest.mark.parametrize("level", [OptLevel.O0, OptLevel.O1, OptLevel.O2, OptLevel.O3])
 async def test_of_one_part_the_code_is_llds_own(bench: Bench, level: OptLevel, flag: str) -> None:
     options = CodegenOptions(opt_level=level)
-    files = await bench.files(_sources(), options)
+    files = await bench.files(sources(), options)
     if flag == "-g":
-        debug = compiled(_ADD, bench.root / "g.bc", "full", "-debug-info-kind=standalone", "-dwarf-version=5")
+        debug = compiled(ADD, bench.root / "g.bc", "full", "-debug-info-kind=standalone", "-dwarf-version=5")
         files.append(await bench.pre_linked(debug, "g", options))
     objects = await bench.objects(bench.link(files, partitions=1, options=options))
-    reference = functions(*_in_process(bench, files, f"--lto-O{level.value}"))
+    reference = functions(*in_process(bench, files, f"--lto-O{level.value}"))
     assert functions(*(file.path for file in objects)) == reference
     assert len(reference) >= 36
 
 
 async def test_of_many_parts_the_code_is_llds_own_where_the_pipeline_stays_whole(bench: Bench) -> None:
     options = CodegenOptions(opt_level=OptLevel.O1)
-    files = await bench.files(_sources(), options)
+    files = await bench.files(sources(), options)
     objects = await bench.objects(bench.link(files, partitions=3, options=options))
-    reference = _in_process(bench, files, "--lto-O1", "--lto-partitions=3")
+    reference = in_process(bench, files, "--lto-O1", "--lto-partitions=3")
     assert len(objects) == len(reference) == 3
     for file, path in zip(objects, reference, strict=True):
         assert functions(file.path) == functions(path)
@@ -281,15 +102,15 @@ async def test_of_many_parts_the_code_is_llds_own_where_the_pipeline_stays_whole
 
 async def test_of_a_cut_pipeline_the_code_is_llds_own_too(bench: Bench) -> None:
     # Nothing in these modules is internal, so nothing is lost by parts not seeing each other.
-    files = await bench.files(_sources(), CodegenOptions())
+    files = await bench.files(sources(), CodegenOptions())
     objects = await bench.objects(bench.link(files, partitions=3))
-    reference = functions(*_in_process(bench, files, "--lto-partitions=3"))
+    reference = functions(*in_process(bench, files, "--lto-partitions=3"))
     assert functions(*(file.path for file in objects)) == reference
 
 
 @pytest.mark.parametrize("level", [OptLevel.O2, OptLevel.O3])
 async def test_the_pipeline_in_words_is_llds_own(bench: Bench, level: OptLevel) -> None:
-    files = await bench.files(_sources(30), CodegenOptions())
+    files = await bench.files(sources(30), CodegenOptions())
     lld = [zig(), "ld.lld", "-r", *(str(file.bitcode) for file in files), f"--lto-O{level.value}", "--lto-emit-llvm"]
     own, words = bench.root / "own.bc", bench.root / "words.bc"
     said = ran(*lld, "-o", own, "-mllvm", "-print-pipeline-passes")
@@ -328,7 +149,7 @@ define i32 @main() {
 
 async def test_the_same_bytes_from_any_directory_and_in_any_order(bench: Bench) -> None:
     options = CodegenOptions()
-    files = await bench.files(_sources(), options)
+    files = await bench.files(sources(), options)
     first = await bench.objects(bench.link(files, partitions=4))
     merged, parts = await bench.merge(bench.link(files, partitions=4, out="again"))
     assert isinstance(merged, FatLinked)
@@ -340,7 +161,7 @@ async def test_the_same_bytes_from_any_directory_and_in_any_order(bench: Bench) 
 
 async def test_every_kind_of_output(bench: Bench) -> None:
     options = CodegenOptions(emit=frozenset(EmitKind) - {EmitKind.FATOBJ})
-    files = await bench.files(_sources(), options)
+    files = await bench.files(sources(), options)
     merged, parts = await bench.merge(bench.link(files, partitions=2, options=options))
     assert isinstance(merged, FatLinked)
     for result in await bench.generate(parts):
@@ -361,7 +182,7 @@ async def test_more_parts_than_there_is_code_for(bench: Bench) -> None:
 
 
 async def test_exports_are_all_that_is_left(bench: Bench) -> None:
-    files = await bench.files({"add": _ADD, "twice": _TWICE, "more": small_c(0, 1)}, CodegenOptions())
+    files = await bench.files({"add": ADD, "twice": TWICE, "more": small_c(0, 1)}, CodegenOptions())
     link = LinkOptions(LinkKind.SHARED, bench.root / "lib.so")
     objects = await bench.objects(bench.link(files, link=link, exports=("twice",), partitions=1))
     assert [name for name in functions(objects[0].path) if name.startswith(".text")] == [".text.twice"]
@@ -374,7 +195,7 @@ async def test_exports_are_all_that_is_left(bench: Bench) -> None:
 async def test_lazy_modules_are_taken_if_needed(bench: Bench) -> None:
     options = CodegenOptions()
     files = await bench.files({"main": "int add(int, int); int main(void) { return add(40, 2); }\n"}, options)
-    for name, text in (("add", _ADD), ("twice", _TWICE)):
+    for name, text in (("add", ADD), ("twice", TWICE)):
         path = compiled(text, bench.root / f"{name}.bc")
         files.append(await bench.pre_linked(path, name, options, lazy=True))
     item = bench.link(files, link=bench.program(), partitions=1)
@@ -386,7 +207,7 @@ async def test_lazy_modules_are_taken_if_needed(bench: Bench) -> None:
 
 async def test_a_program_that_needs_none_of_its_modules(bench: Bench) -> None:
     options = CodegenOptions()
-    lazy = await bench.pre_linked(compiled(_ADD, bench.root / "add.bc"), "add", options, lazy=True)
+    lazy = await bench.pre_linked(compiled(ADD, bench.root / "add.bc"), "add", options, lazy=True)
     main = compiled("int main(void) { return 42; }\n", bench.root / "main.o", "native")
     item = bench.link([LinkFile("main", main), lazy], link=bench.program(), partitions=2)
     merged, parts = await bench.merge(item)
@@ -397,7 +218,7 @@ async def test_a_program_that_needs_none_of_its_modules(bench: Bench) -> None:
 
 async def test_passes_are_reported(bench: Bench) -> None:
     options = CodegenOptions(print_passes=True)
-    files = await bench.files(_sources(), options)
+    files = await bench.files(sources(), options)
     merged, parts = await bench.merge(bench.link(files, partitions=2, options=options))
     assert isinstance(merged, FatLinked)
     assert any("InlinerPass" in line for line in merged.passes)
@@ -408,112 +229,8 @@ async def test_passes_are_reported(bench: Bench) -> None:
     assert any(line.startswith("Running codegen pass") for line in first.passes)
 
 
-async def test_symbols_defined_twice_are_told_with_their_modules(bench: Bench) -> None:
-    files = await bench.files({"main": _MAIN, "one": _ADD, "two": _ADD, "twice": _TWICE}, CodegenOptions())
-    merged, parts = await bench.merge(bench.link(files, link=bench.program()))
-    assert isinstance(merged, Failed)
-    assert merged.step is Step.FAT_LINK
-    message = merged.diagnostics[0].message
-    assert "duplicate symbol: add" in message
-    assert "one" in message
-    assert "two" in message
-    assert str(bench.workspace) not in message
-    assert parts == []
-
-
-async def test_who_needs_an_undefined_symbol_is_known_after_the_merge(bench: Bench) -> None:
-    files = await bench.files({"main": _MAIN.replace("native(1)", "twice(1)"), "twice": _TWICE}, CodegenOptions())
-    item = bench.link(files, link=bench.program(), partitions=2)
-    merged, parts = await bench.merge(item)
-    assert isinstance(merged, FatLinked)
-    assert merged.needs == {"add": ("main", "twice")}
-    objects = [
-        LinkFile(one.module, one.artifacts[0].path) for one in await bench.generate(parts) if isinstance(one, Finished)
-    ]
-    assert item.link is not None
-    link = Link(item.link, tuple(objects), item.options, item.target, bench.root / "repro", needs=merged.needs)
-    failed = await bench.backend.link(link)
-    assert isinstance(failed, Failed)
-    assert "undefined symbol: add" in failed.diagnostics[0].message
-    assert ">>> used by module main\n>>> used by module twice" in failed.diagnostics[0].message
-
-
-async def test_thin_modules_that_the_linker_finds_itself_are_refused(bench: Bench) -> None:
-    files = await bench.files({"main": "int add(int, int); int main(void) { return add(40, 2); }\n"}, CodegenOptions())
-    member, archive = compiled(_ADD, bench.root / "hidden.bc", "thin"), bench.root / "libx.a"
-    assert ran(zig(), "ar", "qcs", archive, member).returncode == 0
-    link = LinkOptions(LinkKind.EXECUTABLE, bench.root / "prog", inputs=(archive,))
-    merged, _ = await bench.merge(bench.link(files, link=link, partitions=2))
-    assert isinstance(merged, Failed)
-    assert "hidden" in merged.diagnostics[0].message
-    assert "ThinLTO" in merged.diagnostics[0].message
-    assert {path.name for path in bench.root.iterdir() if "precodegen" in path.name} == set()
-
-
-async def test_a_crash_in_code_generation_names_its_part(bench: Bench) -> None:
-    options = CodegenOptions()
-    files = await bench.files({"add": _ADD}, options)
-    files.append(await bench.pre_linked(ABORTING_IR.encode(), "bad", options))
-    merged, parts = await bench.merge(bench.link(files, partitions=2))
-    assert isinstance(merged, FatLinked), merged
-    results = await bench.generate(parts)
-    (failed,) = (one for one in results if isinstance(one, Failed))
-    assert failed.step is Step.FAT_CODEGEN
-    where = failed.diagnostics[0].reproducer
-    assert where is not None
-    assert "Cannot select" in failed.diagnostics[0].message
-    again = ran("sh", where / "repro.sh")
-    assert again.returncode != 0
-    assert b"Cannot select" in again.stderr
-
-
-async def test_a_merge_that_is_killed_leaves_a_reproducer(bench: Bench) -> None:
-    options = CodegenOptions(memory_limit=215 * 2**20, time_limit=60)
-    files = await bench.files(_sources(30), CodegenOptions())
-    big = "int a[9];\n" + "\n".join(
-        f"int f{n}(int x) {{ for (int i = 0; i < x; i++) a[i] += f{n - 1}(i) * {n}; return x ^ {n}; }}" if n else
-        "int f0(int x) { return a[x]; }" for n in range(1500)
-    )  # fmt: skip
-    files += await bench.files({"big": big}, CodegenOptions(opt_level=OptLevel.O1))
-    merged, _ = await bench.merge(bench.link(files, options=options))
-    assert isinstance(merged, Failed), merged
-    assert merged.step is Step.FAT_LINK
-    where = merged.diagnostics[0].reproducer
-    assert where is not None, merged
-    assert len(list((where / "modules").iterdir())) == 31
-    again = ran("sh", where / "repro.sh")
-    assert again.returncode != 0
-
-
-async def test_a_merge_that_takes_too_long_is_ended(bench: Bench) -> None:
-    files = await bench.files(_sources(), CodegenOptions())
-    options = CodegenOptions(time_limit=0.001)
-    merged, _ = await bench.merge(bench.link(files, options=options))
-    assert isinstance(merged, Failed)
-    assert "time limit" in merged.diagnostics[0].message
-
-
-async def test_outputs_that_cannot_be_written(bench: Bench) -> None:
-    files = await bench.files({"add": _ADD}, CodegenOptions())
-    (bench.root / "out").write_text("a file")
-    _, parts = await bench.merge(bench.link(files))
-    (failed,) = await bench.generate(parts)
-    assert isinstance(failed, Failed)
-    assert "cannot write" in failed.diagnostics[0].message
-
-
-async def test_a_cancelled_merge_leaves_no_process(bench: Bench) -> None:
-    files = await bench.files(_sources(), CodegenOptions())
-    before = descendants()
-    for delay in (0.0, 0.02, 0.06):
-        with trio.move_on_after(delay) as scope:
-            await bench.backend.fat_link(bench.link(files), lambda _: None)
-        assert descendants() == before
-        assert scope.cancelled_caught or delay
-
-
 async def test_parts_are_handed_on_once_and_whole(bench: Bench) -> None:
-    files = await bench.files(_sources(60), CodegenOptions())
+    files = await bench.files(sources(60), CodegenOptions())
     seen: list[tuple[str, int]] = []
 
     def ready(part: FatPartition) -> None:
@@ -607,10 +324,10 @@ async def test_with_a_toolchain_of_the_system(bench: Bench) -> None:
     environ = {"PATH": os.environ["PATH"]}
     async with open_llvm_backend(toolchain=directory, environ=environ, scratch_dir=bench.workspace) as backend:
         other = evolve(bench, backend=backend)
-        files = await other.files({"main": _MAIN, "add": _ADD, "twice": _TWICE}, CodegenOptions())
-        native = LinkFile("native", compiled(_NATIVE, bench.root / "native.o", "native"))
+        files = await other.files({"main": MAIN, "add": ADD, "twice": TWICE}, CodegenOptions())
+        native = LinkFile("native", compiled(NATIVE, bench.root / "native.o", "native"))
         assert await other.run(other.link([*files, native], link=bench.program(), partitions=3)) == 42
-        files = await other.files(_sources(), CodegenOptions())
+        files = await other.files(sources(), CodegenOptions())
         theirs = await other.objects(other.link(files, partitions=3, out="theirs"))
     ours = await bench.objects(bench.link(files, partitions=3, out="ours"))
     assert functions(*(file.path for file in theirs)) == functions(*(file.path for file in ours))
