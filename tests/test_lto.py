@@ -197,7 +197,9 @@ async def test_cancelling_at_any_time_ends_the_build_and_gives_every_slot_back(
 
             async def cancel() -> None:
                 await trio.sleep(when)
+                asked = trio.current_time()
                 await one.cancel()
+                assert trio.current_time() == asked  # what runs is stopped, not waited for
 
             nursery.start_soon(cancel)
 
