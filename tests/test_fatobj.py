@@ -161,7 +161,7 @@ async def test_the_object_is_the_drivers(backend: LlvmBackend, tmp_path: Path, t
     compiler = [zig(), "clang", f"--target={triple}", f"-O{level.value}", "-c"]
     run(*compiler, *pic, "-emit-llvm", "-Xclang", "-disable-llvm-passes", source, "-o", tmp_path / "m.bc")
     ours = await fat_object(backend, tmp_path / "m.bc", tmp_path / "out", options=evolve(FATOBJ, opt_level=level))
-    flags = ["-flto=thin", "-funified-lto", "-ffat-lto-objects"]
+    flags = ["-flto=thin", "-funified-lto", "-ffat-lto-objects", "-mno-incremental-linker-compatible"]
     run(*compiler, *flags, "-x", "ir", tmp_path / "m.bc", "-o", tmp_path / "theirs.o")
     assert ours.read_bytes() == (tmp_path / "theirs.o").read_bytes()
 

@@ -11,6 +11,8 @@ What is different from the driver's own run, and why:
 * `-disable-free` is dropped for batches: memory would grow by 0.8 MiB per small module.
 * The compilation directory is `.`: nothing of this machine gets into an output.
 * The triple is the module's own, to the letter: the driver would normalise it.
+* COFF objects for MSVC carry no time stamp: the same module gives the same bytes. Microsoft's linker alone asks for
+  one, and only to link incrementally.
 
 Of `-disable-llvm-verifier` nothing is lost but 3 % of the time: clang verifies IR when it has read it, whatever the
 flags, and a broken module ends as an error.
@@ -84,7 +86,9 @@ _PROFILE_FLAG = "-fprofile-instrument-use-path="
 _LEAST_MEMORY = 64 * 2**20
 """No LLVM starts with less. The limit is one of address space, of which a static clang alone takes 185 MiB."""
 
-_DROPPED = frozenset({"-disable-free", "-emit-obj", "-emit-llvm", "-emit-llvm-bc", "-S"})
+_DROPPED = frozenset(
+    {"-disable-free", "-mincremental-linker-compatible", "-emit-obj", "-emit-llvm", "-emit-llvm-bc", "-S"}
+)
 _DROPPED_WITH_VALUE = frozenset({"-main-file-name", "-resource-dir", "-o", "-x", "-dumpdir"})
 _DROPPED_PREFIXES = (
     "-fdebug-compilation-dir=",
