@@ -22,6 +22,7 @@ from coordinator._events import (
 from coordinator._history import History
 from coordinator._join import Joined, Joining, join
 from coordinator._ledger import Ledger
+from coordinator._line import BuildLine
 from coordinator._log import log_build
 from coordinator._loop import MainLoop, Stage
 from coordinator._messages import QueuedItem
@@ -29,19 +30,14 @@ from coordinator._paths import BuildPaths
 from lto.fat import FatLto
 from lto.thin import ThinLto
 from workers.errors import ModuleError, RequestError
-from workers.fat import PARTITION_PREFIX
 from workers.target import same_target
-from workers.thin import REGULAR_PART
 from workers.work import (
     Diagnostic,
     Estimate,
     Failed,
-    Finished,
     Link,
     LinkOptions,
     Module,
-    NeedsFatLto,
-    NeedsThinLto,
     Optimize,
     PreLink,
     Severity,
@@ -70,7 +66,7 @@ class Build:
         self._nursery = nursery
         self._ledger = Ledger(config.codegen, history)
         self._stage: Stage | None = None
-        self._modules: dict[str, Module] = {}  # in the order of submission
+        self._line = BuildLine()
         self._first: tuple[str, Target] | None = None
         self._paths = BuildPaths()
         if config.link is not None:
@@ -119,7 +115,7 @@ class Build:
         stage = self._entered()
         if self._closed and not self._ledger.cancelled:
             raise RequestError(f"module {module.name!r} comes too late: the build has been finished")
-        self._take_name(module)
+        self._line.add(module, self._pre_link)
         if self._aborted:
             self._ledger.skip([module.name])
             await trio.lowlevel.checkpoint()
@@ -128,9 +124,30 @@ class Build:
             try:
                 await self._hand_over(module, stage)
             except BaseException:
-                del self._modules[module.name]  # as if it had never been submitted
+                self._line.drop(module.name)  # as if it had never been submitted
                 raise
         return not self._aborted
+
+    def add_native(self, path: Path, *, lazy: bool = False) -> None:
+        """Hand over what has no bitcode and is to be linked: an object, an archive or a shared library.
+
+        It comes behind the modules and files that were handed over before; `LinkOptions.inputs` come behind all of
+        them. A `lazy` object is linked only if something needs a symbol of it, as a module that is lazy. Members of
+        archives are lazy in any case; shared libraries, and what becomes part of a static library, never are. The file
+        need not be there before `finish`.
+
+        Raises `RequestError` where nothing is linked, where the build would overwrite the file, and after `finish`.
+        """
+        if not isinstance(path, Path) or not isinstance(lazy, bool):
+            raise RequestError(f"a native file is given as {path!r}, lazy={lazy!r}: give a Path and a bool")
+        self._entered()
+        if self._config.link is None:
+            raise RequestError(f"{path} can only be linked, and this build links nothing: give it LinkOptions")
+        if self._closed and not self._ledger.cancelled:
+            raise RequestError(f"{path} comes too late: the build has been finished")
+        path = path.absolute()
+        self._paths.add([path], [])
+        self._line.add_native(path, lazy=lazy)
 
     async def finish(self) -> BuildResult:
         """Wait until everything submitted is done, optimised across modules and linked if asked to; gives the result.
@@ -171,17 +188,6 @@ class Build:
         return self._ledger.cancelled or (self._ledger.failed and not self._config.keep_going)
 
     # Taking modules in
-
-    def _take_name(self, module: Module) -> None:
-        name = module.name
-        if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise RequestError(f"module name {name!r} cannot name a file below the output directory: choose another")
-        if name in self._modules:
-            raise RequestError(f"duplicate module name {name!r}: each module of a build needs a name of its own")
-        own = {PreLink.THIN: name == REGULAR_PART, PreLink.FAT: name.startswith(PARTITION_PREFIX)}
-        if self._pre_link is not None and own[self._pre_link]:
-            raise RequestError(f"module name {name!r} is what LTO calls an output of its own: choose another")
-        self._modules[name] = module
 
     async def _prepare(self, module: Module, target: Target) -> None:
         """With the first module it is known for which target the options must make sense."""
@@ -245,7 +251,7 @@ class Build:
             inspection.target,
             inspection.size,
             pre_link,
-            self._workspace / f"{len(self._modules)}.bc" if self._workspace is not None else None,
+            self._workspace / f"{len(self._line.modules)}.bc" if self._workspace is not None else None,
             inspection.pre_linked,
         )
         held = len(module.content) if isinstance(module.content, bytes) else 0
@@ -270,7 +276,7 @@ class Build:
 
     def _step_of(self, name: str) -> Step:
         """Which step the main loop's work on a module is."""
-        return self._codegen_step if self._modules[name].takes_part_in_lto else Step.CODEGEN
+        return self._codegen_step if self._line.modules[name].takes_part_in_lto else Step.CODEGEN
 
     async def _open_stage(self, step: Step) -> Stage:
         """A stage whose items are modules, or one link."""
@@ -322,13 +328,10 @@ class Build:
 
     async def _optimize_across(self) -> Joined:
         """LTO, where the modules' results ask for it, and what there is to link then."""
-        # Symbols are resolved, and constructors run, in the order in which the caller submitted the modules.
-        place = {name: index for index, name in enumerate(self._modules)}
-        results = [one for one in self._ledger.results if isinstance(one, Finished | NeedsThinLto | NeedsFatLto)]
-        results.sort(key=lambda result: place[result.module])
         joining = Joining(
-            results=results,
-            lazy=frozenset(name for name, module in self._modules.items() if module.lazy),
+            # Symbols are resolved, and constructors run, in the order in which the caller handed everything over.
+            line=self._line.filled(self._ledger.results),
+            lazy=self._line.lazy(),
             lto=self._config.lto,
             link=self._config.link,
             exports=self._config.exports,
@@ -351,9 +354,19 @@ class Build:
         """The last stage: one item, on a token and within memory like any other."""
         if self._first is None:
             raise RequestError(f"nothing to link into {link.output}: no module was submitted")
-        size = sum(file.path.stat().st_size for file in joined.objects)
+        size = sum(map(_size, (file.path for file in joined.objects)))
         codegen, exports = self._config.codegen, self._config.exports
-        work = Link(link, joined.objects, codegen, self._target, self._reproducer_dir, exports, joined.needs)
+        work = Link(
+            link,
+            joined.objects,
+            codegen,
+            self._target,
+            self._reproducer_dir,
+            exports,
+            joined.needs,
+            joined.modules,
+            joined.from_lto,
+        )
         stage = await self._open_stage(Step.LINK)
         if not self._enter(stage):
             await stage.cancel()
@@ -377,3 +390,11 @@ class Build:
         result = self._ledger.close()
         log_build(self._config.name, result)
         return result
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; one that is not there is the linker's to complain about."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -48,9 +48,6 @@ def check_config(config: BuildConfig) -> None:
         raise RequestError("exports mean something for programs, shared libraries and with LTO: objects hide nothing")
     if config.exports and isinstance(config.lto, ThinLto) and config.lto.local:
         raise RequestError("exports with thin-local LTO, which leaves every symbol visible: ask for thin LTO")
-    words = config.link.arguments if config.link is not None else ()
-    if isinstance(config.lto, ThinLto) and config.lto.local and any("--wrap" in word for word in words):
-        raise RequestError("--wrap with thin-local LTO, which has inlined the calls before: ask for thin or fat LTO")
     if config.link is not None and config.link.output.absolute().parent == config.out_dir.absolute():
         name = config.link.output.name
         if isinstance(config.lto, FatLto) and name.startswith(PARTITION_PREFIX):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from coordinator._events import ModuleQueued, ModuleStarted
 from coordinator._ledger import Ledger
@@ -34,33 +34,35 @@ from workers.work import (
     LinkOptions,
     NeedsFatLto,
     NeedsThinLto,
-    RelocationModel,
     Step,
     Target,
     count,
 )
 
-__all__ = ["Joined", "Joining", "join"]
+__all__ = ["Joined", "Joining", "ReadyForLink", "join"]
 
 ReadyForLink = Finished | NeedsThinLto | NeedsFatLto
+"""What becomes of a module before the modules meet, if nothing goes wrong."""
 
 
 @frozen
 class Joined:
-    """What there is to link: objects in link order.
+    """What there is to link: objects and what was given, in link order.
 
-    `needs` has symbols with the modules that need them, where objects do not tell that any more.
+    The others are what a link item has of LTO.
     """
 
     objects: tuple[LinkFile, ...] = field(default=(), repr=count)
     needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
+    modules: Mapping[str, Path] = field(factory=dict, repr=count)
+    from_lto: frozenset[str] = field(default=frozenset(), repr=count)
 
 
 @frozen(kw_only=True)
 class Joining:
-    """A build at the point where its modules meet. `results` are in the order of submission, `lazy` names some."""
+    """A build at the point where its modules meet. `line` is in link order, `lazy` names some of its modules."""
 
-    results: Sequence[ReadyForLink] = field(repr=count)
+    line: Sequence[ReadyForLink | LinkFile] = field(repr=count)
     lazy: frozenset[str] = field(repr=count)
     lto: ThinLto | FatLto | None
     link: LinkOptions | None
@@ -79,11 +81,7 @@ async def join(joining: Joining, loop: MainLoop, enter: Callable[[Stage], bool],
     Nothing is done after a failure: what is optimised as a whole has to be whole. `enter` is told the stage of the
     main loop that gives out the slots, and says whether to go on.
     """
-    lazy_inputs = joining.link.lazy_inputs if joining.link is not None else ()
-    files = (
-        *(file for result in joining.results if (file := _file(result, joining)) is not None),
-        *(LinkFile(path.name, path, lazy=True) for path in lazy_inputs),
-    )
+    files = tuple(file for one in joining.line if (file := _file(one, joining)) is not None)
     work: Callable[[Slots], Awaitable[Joined]]
     match next((file for file in files if not isinstance(file, LinkFile)), None):
         case None:
@@ -104,22 +102,19 @@ _File = LinkFile | NeedsThinLto | NeedsFatLto
 
 
 async def _thin(joining: Joining, files: Sequence[_File], backend: Backend, ledger: Ledger, slots: Slots) -> Joined:
-    options, final = joining.options, joining.link
-    local = isinstance(joining.lto, ThinLto) and joining.lto.local
-    if local and final is not None and final.kind is not LinkKind.STATIC and options.relocation_model is None:
-        # Linked, but not as lld saw it: what it makes then is position independent by default.
-        options = evolve(options, relocation_model=RelocationModel.PIC)
     link = ThinLink(
-        tuple(file for file in files if not isinstance(file, NeedsFatLto)),
-        None if local else final,
+        tuple(file for file in files if not isinstance(file, NeedsFatLto) and _has_a_say(file, joining)),
+        joining.link,
         joining.exports,
-        options,
+        joining.options,
         joining.target,
         joining.directory,
         joining.out_dir,
         joining.reproducer_dir,
+        local=isinstance(joining.lto, ThinLto) and joining.lto.local,
     )
     objects: dict[str, LinkFile] = {}
+    unneeded: frozenset[str] = frozenset()
     send, receive = trio.open_memory_channel[ThinReport](0)
 
     async def run() -> None:
@@ -137,6 +132,7 @@ async def _thin(joining: Joining, files: Sequence[_File], backend: Backend, ledg
                     case ThinStarted(module, step):
                         ledger.tell(ModuleStarted(module, step))
                     case ThinEnded(ThinLinked() as linked):
+                        unneeded = frozenset(linked.unneeded)
                         ledger.add([_as_finished(linked, Step.THIN_LINK)])
                     case ThinEnded(Finished() as done):
                         objects.update((linked.module, linked) for linked in _objects(done))
@@ -148,17 +144,18 @@ async def _thin(joining: Joining, files: Sequence[_File], backend: Backend, ledg
         if isinstance(file, LinkFile):
             placed.append(file)
         elif (made := objects.get(file.module)) is not None:
-            # Where the thin link could not tell what is needed, the linker does.
-            placed.append(evolve(made, lazy=file.lazy and link.link is None))
+            placed.append(made)
     if REGULAR_PART in objects:
         first = next(index for index, file in enumerate(files) if isinstance(file, NeedsThinLto))
         placed.insert(first, objects[REGULAR_PART])
-    return Joined(tuple(placed))
+    taken = (file for file in files if isinstance(file, NeedsThinLto) and file.module not in unneeded)
+    modules = {file.module: file.bitcode for file in taken}
+    return Joined(tuple(placed), modules=modules, from_lto=frozenset(objects))
 
 
 async def _fat(joining: Joining, files: Sequence[_File], backend: Backend, ledger: Ledger, slots: Slots) -> Joined:
     link = FatLink(
-        tuple(file for file in files if not isinstance(file, NeedsThinLto)),
+        tuple(file for file in files if not isinstance(file, NeedsThinLto) and _has_a_say(file, joining)),
         joining.link,
         joining.exports,
         joining.lto.partitions if isinstance(joining.lto, FatLto) else None,
@@ -203,13 +200,19 @@ async def _fat(joining: Joining, files: Sequence[_File], backend: Backend, ledge
         *(objects[name] for name in order if name in objects),
         *(file for index, file in native if index > first),
     )
-    return Joined(ordered, needs)
+    return Joined(ordered, needs, from_lto=frozenset(objects))
 
 
-def _file(result: ReadyForLink, joining: Joining) -> _File | None:
-    if not isinstance(result, Finished):
-        return result
-    return next(iter(_objects(result, lazy=result.module in joining.lazy)), None)
+def _file(one: ReadyForLink | LinkFile, joining: Joining) -> _File | None:
+    if not isinstance(one, Finished):
+        return one
+    return next(iter(_objects(one, lazy=one.module in joining.lazy)), None)
+
+
+def _has_a_say(file: _File, joining: Joining) -> bool:
+    """Whether LTO is to see a file: native ones matter only where it resolves symbols as the last link does."""
+    is_final = joining.link is not None and joining.link.kind is not LinkKind.STATIC
+    return is_final or bool(joining.exports) or not (isinstance(file, LinkFile) and file.given)
 
 
 def _objects(done: Finished, *, lazy: bool = False) -> list[LinkFile]:

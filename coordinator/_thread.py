@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -31,6 +32,14 @@ class ThreadBuild:
     def submit(self, module: Module) -> bool:
         """As `Build.submit`."""
         return _run(self._token, self._build.submit, module)
+
+    def add_native(self, path: Path, *, lazy: bool = False) -> None:
+        """As `Build.add_native`."""
+
+        async def add() -> None:
+            self._build.add_native(path, lazy=lazy)
+
+        _run(self._token, add)
 
     def finish(self) -> BuildResult:
         """As `Build.finish`."""

@@ -165,6 +165,37 @@ async def test_neither_link_inputs_nor_outputs_are_overwritten(tmp_path: Path, o
             await build.submit(module("m"))
 
 
+async def test_native_files_are_for_builds_that_link(tmp_path: Path) -> None:
+    native = tmp_path / "n.o"
+    link = LinkOptions(LinkKind.STATIC, tmp_path / "lib.a")
+    config = BuildConfig(out_dir=tmp_path, link=link)
+    async with open_coordinator(jobs=1, backend=FakeBackend(), memory_budget=2**30, environ={}) as coordinator:
+        async with coordinator.build(attrs.evolve(config, link=None)) as build:
+            with pytest.raises(RequestError, match=r"n\.o can only be linked, and this build links nothing"):
+                build.add_native(native)
+        build = coordinator.build(config)
+        with pytest.raises(RequestError, match="not open"):
+            build.add_native(native)
+        async with build:
+            for wrong in ("n.o", b"n.o"):
+                with pytest.raises(RequestError, match="give a Path"):
+                    build.add_native(wrong)  # type: ignore[arg-type]
+            with pytest.raises(RequestError, match="would overwrite its input"):
+                build.add_native(link.output)
+            await build.submit(module("m", seconds=0))
+            build.add_native(native)
+            with pytest.raises(RequestError, match="would overwrite its input"):
+                await build.submit(module("n", seconds=0))
+            await build.submit(module("l", seconds=0))
+            native.write_bytes(b"native ")  # in time
+            assert (await build.finish()).ok
+            with pytest.raises(RequestError, match="too late"):
+                build.add_native(native)
+        linked = link.output.read_bytes()
+        parts = [(tmp_path / name).read_bytes() for name in ("m.o", "n.o", "l.o")]
+        assert linked == b"".join(parts)
+
+
 async def test_an_unreadable_module_fails_the_build(tmp_path: Path) -> None:
     async with pure() as coordinator, coordinator.build(CONFIG) as build:
         assert not await build.submit(Module("a", tmp_path / "missing.bc"))
@@ -399,6 +430,8 @@ def test_from_a_thread_without_trio() -> None:
         with coordinator.build(CONFIG) as build:
             for n in range(5):
                 assert build.submit(module(str(n), seconds=0))
+            with pytest.raises(RequestError, match="links nothing"):
+                build.add_native(Path("n.o"))
             assert [r.module for r in build.finish().results] == ["0", "1", "2", "3", "4"]
         with coordinator.build(CONFIG) as build:
             build.submit(module("bad", "fail", seconds=0))

@@ -77,7 +77,7 @@ def test_bitcode_and_textual_ir_stay_files(tmp_path: Path) -> None:
     paths = tmp_path / "a.bc", tmp_path / "b.txt"
     found = read(paths[0], str(paths[1]))
     modules = [Module(name, path, origin=str(path)) for name, path in zip(("a", "b"), paths, strict=True)]
-    assert found == Inputs(tuple(modules), (), ())
+    assert found == Inputs(tuple(modules), ())
     assert [source_of(module) for module in found.modules] == ["a.c", "b.c"]
     assert [llvm_content(module) for module in found.modules] == [tmp_path / "a.bc", tmp_path / "b.txt"]
 
@@ -125,7 +125,7 @@ def test_embedded_bitcode_in_objects_of_any_format_width_and_byte_order(target: 
     (module,) = read(embedded).modules
     assert source_of(module) == "f.c"
     for native in embed(tmp_path, "m.o", "marker", target), embed(tmp_path, "n.o", "off", target):
-        assert read(native) == Inputs((), (native,), ())
+        assert read(native) == Inputs((native,), ())
     run(tmp_path, zig(), "ar", "qcs", "x.a", "n.o", "e.o")
     found = read(tmp_path / "x.a")
     assert (len(found.modules), len(found.link_inputs), found.problems) == (1, 1, ())
@@ -201,7 +201,7 @@ def test_what_only_the_linker_needs(tmp_path: Path) -> None:
     run(tmp_path, zig(), "ld.lld", "-shared", "n.o", "-o", "libn.so")
     run(tmp_path, zig(), "ar", "rcs", "libn.a", "n.o")
     link_inputs = (native, tmp_path / "libn.so", tmp_path / "libn.a")
-    assert read(*link_inputs) == Inputs((), link_inputs, ())
+    assert read(*link_inputs) == Inputs(link_inputs, ())
     with pytest.raises(ModuleError, match="without bitcode"):
         inspect_content(Module("n", native), max_major=22)
 
@@ -229,6 +229,10 @@ def test_a_mixed_archive_is_taken_apart(thin: bool, tmp_path: Path) -> None:
     assert data == native.read_bytes()
     assert re.fullmatch(re.escape(f"{tmp_path / 'libx.a'}(n.o at ") + r"\d+\)", link_input.origin)
     assert all(module.lazy for module in found.modules)
+    # What follows stays behind it, each member in its place.
+    more = read(tmp_path / "a.bc", tmp_path / "libx.a", native, tmp_path / "b.bc").files
+    names = [file.name if isinstance(file, Module | NativeMember) else file for file in more]
+    assert names == ["a", "libx/a", "libx/b", "libx/a.2", "n.o", "libx/fat", native, "b"]
 
 
 def test_members_of_no_use_stop_no_other(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_a_rust_library(options: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_standard_input(tmp_path: Path) -> None:
     found = read("-", stdin=lambda: bitcode("s"))
-    assert found == Inputs((Module("stdin", bitcode("s")),), (), ())
+    assert found == Inputs((Module("stdin", bitcode("s")),), ())
     assert read("-", stdin=lambda: ir().encode()).modules[0].content == ir().encode()
     fat = clang(tmp_path, "fat.o", "-flto=thin", "-ffat-lto-objects", name="fat")
     assert source_of(read("-", stdin=fat.read_bytes).modules[0]) == "fat.c"

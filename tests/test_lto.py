@@ -171,6 +171,14 @@ async def test_a_failed_backend_compile_skips_what_has_not_started(autojump_cloc
     assert sorted([*compiled, *result.skipped]) == sorted(each.name for each in modules)
 
 
+async def test_what_follows_a_failure_in_its_batch_is_skipped(autojump_clock: trio.abc.Clock) -> None:
+    modules = [module("bad", "lto-fail guess=0.02", 1.0), *(module(f"{n}", "guess=0.001", 1.0) for n in range(9))]
+    result = await build(evolve(CONFIG, lto=ThinLto()), modules, jobs=1)
+    compiled = [one.module for one in result.results if one.step is Step.THIN_BACKEND]
+    assert compiled == ["bad"]
+    assert sorted(result.skipped) == [f"{n}" for n in range(9)]
+
+
 @LTO
 async def test_keep_going_compiles_everything_else(lto: ThinLto | FatLto, autojump_clock: trio.abc.Clock) -> None:
     if isinstance(lto, FatLto):
@@ -338,12 +346,6 @@ async def test_modules_that_cannot_take_part_are_a_wrong_request(
         (evolve(CONFIG, exports=("f",), link=LinkOptions(LinkKind.STATIC, Path("x"))), "objects hide nothing"),
         (evolve(CONFIG, exports=("f",), lto=ThinLto(local=True)), "thin-local"),
         (evolve(CONFIG, exports=("a\nb",), lto=ThinLto()), "cannot be the name"),
-        (
-            evolve(
-                CONFIG, lto=ThinLto(local=True), link=LinkOptions(LinkKind.SHARED, Path("x"), (), ("-Wl,--wrap=q",))
-            ),
-            "--wrap with thin-local",
-        ),
         (
             evolve(CONFIG, lto=FatLto(), link=LinkOptions(LinkKind.SHARED, Path("unused/fat-lto.0.o"))),
             "an output of its own",

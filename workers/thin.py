@@ -35,9 +35,10 @@ units."""
 class ThinLink:
     """Work item: resolve symbols across `files`, and plan what each module imports from which.
 
-    `files` are in the order of the link; native objects take part in the resolution. Without `link` (or for a static
-    library) every symbol stays visible, unless `exports` says which. Files that the backend compiles need later go to
-    `directory`, which is the build's own and outlives them; artifacts go to `out_dir`.
+    `files` are in the order of the link; native ones take part in the resolution. Without `link` (or for a static
+    library) every symbol stays visible, unless `exports` says which; where every symbol stays visible, there are only
+    modules and objects of modules. Files that the backend compiles need later go to `directory`, which is the build's
+    own and outlives them; artifacts go to `out_dir`.
     """
 
     files: tuple[NeedsThinLto | LinkFile, ...] = field(repr=count)
@@ -48,6 +49,8 @@ class ThinLink:
     directory: Path
     out_dir: Path
     reproducer_dir: Path
+    local: bool = False
+    """Also in a program every symbol of the modules that take part stays as it is."""
 
     @property
     def name(self) -> str:
@@ -103,8 +106,12 @@ class ThinLtoBackend(Protocol):
         """
         ...
 
-    async def thin_compile(self, batch: Sequence[ThinCompile]) -> Sequence[Finished | Failed]:
+    async def thin_compile(
+        self, batch: Sequence[ThinCompile], *, keep_going: bool = True
+    ) -> Sequence[Finished | Failed]:
         """Compile every item of `batch`, all of one thin link: one result each, in the batch's order.
+
+        Unless told to `keep_going`, the first failure may be the last result: what comes behind it is not compiled.
 
         As `CodegenBackend.compile`: what goes wrong with an item is a `Failed` for that item and for no other, the
         bytes of an artifact never depend on the batch, and cancelling leaves nothing behind.

@@ -249,15 +249,14 @@ class LinkKind(enum.Enum):
 class LinkOptions:
     """What to link once every object is there.
 
-    `inputs` are native objects, archives and shared libraries; `lazy_inputs` native objects that are taken as an
-    archive's members are, if a symbol of them is needed; `arguments` go to the linker as they are.
+    `inputs` are native objects, archives and shared libraries that come behind all modules; `arguments` go to the
+    linker as they are.
     """
 
     kind: LinkKind = field(validator=typed(LinkKind))
     output: Path = field(validator=typed(Path))
     inputs: tuple[Path, ...] = field(default=(), validator=typed_members(tuple, Path))
     arguments: tuple[str, ...] = field(default=(), validator=typed_members(tuple, str))
-    lazy_inputs: tuple[Path, ...] = field(default=(), validator=typed_members(tuple, Path))
 
 
 @frozen
@@ -294,8 +293,8 @@ class Optimize:
     """Bytes of the module's content."""
     pre_link: PreLink | None = None
     bitcode: Path | None = None
-    pre_linked: bool = False
-    """The module went through a pre-link pipeline before it came here."""
+    pre_linked: object | None = None
+    """The inspection's, of a module that went through a pre-link pipeline before it came here."""
 
     @property
     def name(self) -> str:
@@ -305,19 +304,25 @@ class Optimize:
 
 @frozen
 class LinkFile:
-    """A native object on its way into a link; the linker takes a `lazy` one only if it needs a symbol of it."""
+    """A file on its way into a link: an object that was made of a module, or what was `given` as it is.
+
+    What was given may be an archive or a shared library, too; the linker gets it under its own path, which stands in
+    `module` as well. The linker takes a `lazy` object only if it needs a symbol of it.
+    """
 
     module: str
     path: Path
     lazy: bool = False
+    given: bool = False
 
 
 @frozen
 class Link:
-    """Work item: link `objects`, in the order that symbols are resolved in.
+    """Work item: link `objects` and then the `inputs` of `link`, in the order that symbols are resolved in.
 
     `exports` is what a program or shared library lets others see, besides what it must; `()` is the kind's default.
-    `needs` has symbols with the modules that need them, where objects do not tell that any more.
+    `from_lto` names the objects that LTO made, which do not tell which module needs a symbol. That is to be found in
+    `modules`, bitcode by name, or, where that is gone, in `needs`: symbols with the modules that need them.
     """
 
     link: LinkOptions
@@ -327,6 +332,8 @@ class Link:
     reproducer_dir: Path
     exports: tuple[str, ...] = ()
     needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
+    modules: Mapping[str, Path] = field(factory=dict, repr=count)
+    from_lto: frozenset[str] = field(default=frozenset(), repr=count)
 
     @property
     def name(self) -> str:

@@ -237,15 +237,12 @@ def _perform(
         diagnostics = list(inputs.diagnostics)
         result = None
         if not inputs.broken or (config.keep_going and inputs.modules):
-            if config.link is not None:
+            files = inputs.files
+            if inputs.broken:
                 # A program without some of its modules is none: what is missing shows up later, if at all.
-                link = (
-                    None
-                    if inputs.broken
-                    else attrs.evolve(config.link, inputs=inputs.link_inputs, lazy_inputs=inputs.lazy_inputs)
-                )
-                config = attrs.evolve(config, link=link)
-            result, warnings = run_build(attrs.evolve(request, config=config), inputs.modules, progress, signals)
+                config = attrs.evolve(config, link=None)
+                files = inputs.modules
+            result, warnings = run_build(attrs.evolve(request, config=config), files, progress, signals)
             diagnostics += warnings
     # A signal that came when everything was there changes nothing.
     stopped = signals.received is not None and (result is None or not result.ok)

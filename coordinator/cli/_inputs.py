@@ -12,22 +12,36 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from workers.errors import RequestError
+from workers.keeper import kept_directory
 from workers.llvm.inputs import NativeMember, read_inputs
 from workers.work import Diagnostic, Module, Severity
 
-__all__ = ["BuildInputs", "read_build_inputs"]
+__all__ = ["BuildInputs", "NativeInput", "read_build_inputs"]
+
+
+@frozen
+class NativeInput:
+    """What only the linker needs; a `lazy` one is a member of an archive, in a file of its own."""
+
+    path: Path
+    lazy: bool = False
 
 
 @frozen
 class BuildInputs:
-    """Modules and linker inputs in the order of the command line; `broken` if some input is of no use."""
+    """Modules, and native inputs if something is linked, in the order of the command line.
 
-    modules: Sequence[Module]
-    link_inputs: tuple[Path, ...]
-    lazy_inputs: tuple[Path, ...]
-    """Members of archives, each in a file of its own."""
+    `broken` if some input is of no use.
+    """
+
+    files: Sequence[Module | NativeInput]
     diagnostics: Sequence[Diagnostic]
     broken: bool
+
+    @property
+    def modules(self) -> Sequence[Module]:
+        """The modules alone."""
+        return [file for file in self.files if isinstance(file, Module)]
 
 
 def read_build_inputs(
@@ -50,31 +64,41 @@ def read_build_inputs(
             diagnostics.append(Diagnostic(Severity.WARNING, str(archive), message))
     if not found.modules and not found.problems:
         raise RequestError("there is no module in the inputs: give bitcode, textual IR, or archives or objects of it")
-    lazy: tuple[Path, ...] = ()
+    directory = Path()
     if linking and members:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ltod-native-")))
-        lazy = tuple(
-            _extract(member, directory / str(number))
-            for number, member in enumerate(found.link_inputs)
-            if isinstance(member, NativeMember)
-        )
-    modules = _without_lto(found.modules, no_lto)
-    return BuildInputs(modules, tuple(native) if linking else (), lazy, diagnostics, bool(found.problems))
+        parent = Path(tempfile.gettempdir())
+        try:
+            directory = stack.enter_context(kept_directory(parent, "ltod-native-"))
+        except OSError as error:
+            raise RequestError(f"cannot make temporary files in {parent}: {error.strerror}; set TMPDIR") from error
+    files: list[Module | NativeInput] = []
+    for number, file in enumerate(_without_lto(found.files, no_lto)):
+        if isinstance(file, Module):
+            files.append(file)
+        elif isinstance(file, NativeMember):
+            if linking:
+                files.append(NativeInput(_extract(file, directory / str(number)), lazy=True))
+        elif linking:
+            files.append(NativeInput(file))
+    return BuildInputs(files, diagnostics, bool(found.problems))
 
 
-def _without_lto(modules: Sequence[Module], names: Sequence[str]) -> list[Module]:
-    """`modules` with those called `names`, by the module's name or by its file, kept out of LTO."""
-    out = list(modules)
+def _without_lto(
+    files: Sequence[Module | Path | NativeMember], names: Sequence[str]
+) -> list[Module | Path | NativeMember]:
+    """`files` with the modules called `names`, by the module's name or by its file, kept out of LTO."""
+    out = list(files)
     for name in names:
         chosen = [
-            index
-            for index, module in enumerate(modules)
-            if module.name == name or (isinstance(module.content, Path) and module.content == Path(name).absolute())
+            (index, file)
+            for index, file in enumerate(files)
+            if isinstance(file, Module)
+            and (file.name == name or (isinstance(file.content, Path) and file.content == Path(name).absolute()))
         ]
         if not chosen:
             raise RequestError(f"--no-lto {name}: there is no such module in the inputs")
-        for index in chosen:
-            out[index] = evolve(modules[index], lto=False)
+        for index, module in chosen:
+            out[index] = evolve(module, lto=False)
     return out
 
 

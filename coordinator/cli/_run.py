@@ -11,6 +11,7 @@ from attrs import frozen
 from coordinator._config import BuildConfig
 from coordinator._coordinator import open_coordinator
 from coordinator._events import BuildEvent, BuildFailed, BuildResult
+from coordinator.cli._inputs import NativeInput
 from coordinator.cli._progress import Progress
 from coordinator.cli._signals import StopSignals
 from workers.work import Diagnostic, Module, Severity
@@ -29,19 +30,19 @@ class BuildRequest:
 
 
 def run_build(
-    request: BuildRequest, modules: Sequence[Module], progress: Progress, signals: StopSignals
+    request: BuildRequest, files: Sequence[Module | NativeInput], progress: Progress, signals: StopSignals
 ) -> tuple[BuildResult | None, Sequence[Diagnostic]]:
-    """Build `modules`: the result, and what is to be told beside it.
+    """Build `files`: the result, and what is to be told beside it.
 
-    They are submitted in their order, which is the order a program is linked in. A signal cancels the build; there
+    They are handed over in their order, which is the order a program is linked in. A signal cancels the build; there
     is no result when it came before the build began. Raises `RequestError`.
     """
     signals.defer()
-    return trio.run(_run, request, modules, progress, signals)
+    return trio.run(_run, request, files, progress, signals)
 
 
 async def _run(
-    request: BuildRequest, modules: Sequence[Module], progress: Progress, signals: StopSignals
+    request: BuildRequest, files: Sequence[Module | NativeInput], progress: Progress, signals: StopSignals
 ) -> tuple[BuildResult | None, Sequence[Diagnostic]]:
     warnings: list[Diagnostic] = []
     result: BuildResult | None = None
@@ -64,8 +65,10 @@ async def _run(
                         async with build:
                             nursery.start_soon(progress.run)
                             nursery.start_soon(_follow, build.watch(), progress)
-                            for module in modules:
-                                if not await build.submit(module):
+                            for file in files:
+                                if isinstance(file, NativeInput):
+                                    build.add_native(file.path, lazy=file.lazy)
+                                elif not await build.submit(file):
                                     break
                             await build.finish()
                     except BuildFailed:

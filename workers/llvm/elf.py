@@ -12,7 +12,7 @@ from attrs import frozen
 from workers.llvm.content import Source, open_file
 from workers.llvm.sections import ObjectError, ObjectType, Section, take
 
-__all__ = ["exclude_as", "object_type", "sections"]
+__all__ = ["exclude_as", "is_shared_library", "object_type", "sections"]
 
 _TYPES = {1: ObjectType.RELOCATABLE, 2: ObjectType.EXECUTABLE, 3: ObjectType.SHARED, 4: ObjectType.CORE}
 _SHT_NOBITS = 8
@@ -50,6 +50,11 @@ class _Table:
 
 # Byte order is set on use. `x` skips what nobody reads.
 _FORMATS = {1: ("16xH14xI10xHHH", "II8xIII12x", "IIIIII"), 2: ("16xH22xQ10xHHH", "II16xQQI20x", "IIQQQQ")}
+
+
+def is_shared_library(head: bytes) -> bool:
+    """Whether a file that begins with `head`, 18 bytes or more, is a shared library, as far as that tells."""
+    return head.startswith(b"\x7fELF") and head[16:18] in (b"\x03\0", b"\0\x03")
 
 
 def object_type(source: Source) -> ObjectType:

@@ -56,13 +56,22 @@ class NativeMember:
 class Inputs:
     """What was found in a request's inputs, in the order they were named."""
 
-    modules: tuple[Module, ...]
-    link_inputs: tuple[Path | NativeMember, ...]
-    """What has no bitcode and matters when linking only: native objects, shared libraries, and archives; an
-    archive with bitcode in it is taken apart, into lazy modules and members, others stay whole. Either way the linker
-    takes what it needs."""
+    files: tuple[Module | Path | NativeMember, ...]
+    """Modules, and what has no bitcode and matters when linking only: native objects, shared libraries, and archives.
+    An archive with bitcode in it is taken apart, into lazy modules and members, others stay whole. Either way the
+    linker takes what it needs."""
     problems: tuple[ModuleError, ...]
     """Inputs that are of no use, each under the name it was given by."""
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules alone."""
+        return tuple(file for file in self.files if isinstance(file, Module))
+
+    @property
+    def link_inputs(self) -> tuple[Path | NativeMember, ...]:
+        """All others."""
+        return tuple(file for file in self.files if not isinstance(file, Module))
 
 
 def read_inputs(arguments: Sequence[str | Path], stdin: Callable[[], bytes]) -> Inputs:
@@ -80,12 +89,14 @@ def read_inputs(arguments: Sequence[str | Path], stdin: Callable[[], bytes]) -> 
                     found.add_file(argument, path, view)
         except (_UselessError, ContentError) as error:
             found.problems.append(ModuleError(argument, str(error)))
-    names = module_names([origin for origin, _, _ in found.modules])
-    modules = tuple(
-        Module(name, content, lazy=origin.member is not None, origin=label)
-        for name, (origin, content, label) in zip(names, found.modules, strict=True)
+    names = iter(module_names([file.origin for file in found.files if isinstance(file, _FoundModule)]))
+    files = tuple(
+        Module(next(names), file.content, lazy=file.origin.member is not None, origin=file.label)
+        if isinstance(file, _FoundModule)
+        else file
+        for file in found.files
     )
-    return Inputs(modules, tuple(found.link_inputs), tuple(found.problems))
+    return Inputs(files, tuple(found.problems))
 
 
 def inspect_content(module: Module, *, max_major: int) -> Header:
@@ -117,11 +128,18 @@ class _UselessError(Exception):
     """An input is of no use; the message says why, as it would go on behind the input's name and a colon."""
 
 
+@frozen
+class _FoundModule:
+    """A module without a name, for that depends on all others; `label` is what a linker would call it."""
+
+    origin: Origin
+    content: Path | bytes
+    label: str
+
+
 @define
 class _Found:
-    modules: list[tuple[Origin, Path | bytes, str]] = Factory(list)
-    """With what a linker would call each."""
-    link_inputs: list[Path | NativeMember] = Factory(list)
+    files: list[_FoundModule | Path | NativeMember] = Factory(list)
     problems: list[ModuleError] = Factory(list)
 
     def add_stdin(self, stdin: Callable[[], bytes]) -> None:
@@ -132,23 +150,20 @@ class _Found:
         kind, part = _ir_part(content)
         if kind is ContentKind.BITCODE:
             _checked(check_whole, part)
-        self.modules.append((Origin(None), bytes(part[:]), ""))
+        self.files.append(_FoundModule(Origin(None), bytes(part[:]), ""))
 
     def add_file(self, argument: str, path: Path, view: FileView) -> None:
         match sniff(view):
             case ContentKind.BITCODE:
                 _checked(check_whole, view)
-                self.modules.append((Origin(path), path, argument))
+                self.files.append(_FoundModule(Origin(path), path, argument))
             case ContentKind.TEXT:
-                self.modules.append((Origin(path), path, argument))
+                self.files.append(_FoundModule(Origin(path), path, argument))
             case ContentKind.ARCHIVE | ContentKind.THIN_ARCHIVE:
                 self._add_archive(argument, path, view)
             case kind if kind in OBJECTS:
                 content = _embedded(view)
-                if content is not None:
-                    self.modules.append((Origin(path), content, argument))
-                else:
-                    self.link_inputs.append(path)
+                self.files.append(path if content is None else _FoundModule(Origin(path), content, argument))
             case kind:
                 raise _UselessError(_what_else(kind, view, path.suffix))
 
@@ -157,8 +172,7 @@ class _Found:
             members = read_members(view, path)
         except ArchiveError as error:
             raise _UselessError(f"the archive is truncated or damaged: {error}; make it again") from error
-        modules: list[tuple[Origin, Path | bytes, str]] = []
-        natives: list[Path | NativeMember] = []
+        files: list[_FoundModule | NativeMember] = []
         problems: list[ModuleError] = []
         for member in members:
             label = f"{argument}({_printable(PurePosixPath(member.name).name)} at {member.header})"
@@ -170,12 +184,11 @@ class _Found:
                 problems.append(ModuleError(f"{argument}({_printable(member.name)})", f"{error}{where}"))
                 continue
             if isinstance(content, NativeMember):
-                natives.append(content)
+                files.append(content)
             elif content is not None:
-                modules.append((Origin(path, member.name), content, label))
-        self.modules += modules
+                files.append(_FoundModule(Origin(path, member.name), content, label))
         self.problems += problems
-        self.link_inputs += natives if modules or problems else [path]
+        self.files += files if problems or any(isinstance(file, _FoundModule) for file in files) else [path]
 
 
 def _distinct(arguments: Sequence[str | Path]) -> list[tuple[str, Path | None]]:

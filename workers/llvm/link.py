@@ -21,6 +21,8 @@ import trio
 from attrs import frozen
 
 from workers.action import Action, ActionResult, run
+from workers.keeper import unused_name, watched
+from workers.llvm.elf import is_shared_library
 from workers.llvm.failures import describe_signal
 from workers.llvm.link_driver import DriverError, check_link, choose_archiver
 from workers.llvm.link_messages import explain_link
@@ -33,6 +35,8 @@ __all__ = ["link"]
 
 _LINK_SECONDS = 3600.0
 """When a linker counts as hung. The limit of the options is for one module; a link may be all of them at once."""
+
+_PREFIX = ".ltod-link-"
 
 _NOTEWORTHY_SECONDS = 5.0
 """From here on a link is explained."""
@@ -64,17 +68,17 @@ async def link(
         check_link(item.link, toolchain, item.target.triple)
         async with _directory(scratch_dir) as scratch, _beside(item, scratch) as beside:
             output = beside / item.link.output.name
-            names = await trio.to_thread.run_sync(_lay_out, item, scratch)
+            files, names = await trio.to_thread.run_sync(_lay_out, item, scratch)
             if item.link.kind is LinkKind.STATIC:
-                command = _archive(item, toolchain, list(names), output, scratch, environ)
+                command = _archive(item, toolchain, files, output, scratch, environ)
             else:
-                command = await _program(
-                    item, lines or LldLines(toolchain, scratch, environ), list(names), output, scratch
-                )
+                command = await _program(item, lines or LldLines(toolchain, scratch, environ), files, output, scratch)
             async with run(_action(command, item), scratch) as result:
                 problem = _problem(result, output)
                 known = {**names, str(output): str(item.link.output)}
-                text = await trio.to_thread.run_sync(partial(explain_link, result.stderr, known, needs=item.needs))
+                text = await trio.to_thread.run_sync(
+                    partial(explain_link, result.stderr, known, item.modules, needs=item.needs, made=item.from_lto)
+                )
                 if problem is not None:
                     return _failed(item, f"{problem}{': ' if text else ''}{text}", started, result.peak_rss_bytes)
                 size = output.stat().st_size
@@ -100,13 +104,18 @@ async def _beside(item: Link, scratch: Path) -> AsyncIterator[Path]:
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        path = _make_directory(target.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(item.link.output)) from error
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    path = unused_name(target.parent, _PREFIX)
+    with watched(path):
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(item.link.output)) from error
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @asynccontextmanager
@@ -123,7 +132,7 @@ async def _directory(parent: Path) -> AsyncIterator[Path]:
 
 
 def _make_directory(parent: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix=".ltod-link-", dir=parent))
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
 
 
 def _put(output: Path, destination: Path) -> None:
@@ -133,12 +142,17 @@ def _put(output: Path, destination: Path) -> None:
         raise OSError(error.errno, error.strerror, str(destination)) from error
 
 
-def _lay_out(item: Link, scratch: Path) -> dict[str, str]:
-    """Give every object a path that ends with its module's name. Path to name, in the order of linking."""
+def _lay_out(item: Link, scratch: Path) -> tuple[list[str], dict[str, str]]:
+    """Give every module's object a path that ends with its name: paths in the order of linking, and names by path."""
+    files: list[str] = []
     names: dict[str, str] = {}
     flat = item.link.kind is LinkKind.STATIC
     for number, file in enumerate(item.objects):
         name, path = file.module, file.path
+        if file.given:
+            # Where a shared library is ends up in programs, and a thin archive refers to files beside it.
+            files.append(str(path.absolute()))
+            continue
         # Members of an archive have no directories. A module may be called anything, `../x` for one.
         parts = name.split("/")
         shown_already = path.is_absolute() and str(path).endswith(f"/{name}.o")
@@ -152,33 +166,34 @@ def _lay_out(item: Link, scratch: Path) -> dict[str, str]:
         if place is not path:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(path.absolute())
+        files.append(str(place))
         names[str(place)] = name
-    return names
+    return files, names
 
 
-async def _program(item: Link, lines: LldLines, objects: Sequence[str], output: Path, scratch: Path) -> _Command:
-    paths = [Path(path) for path in objects]
+async def _program(item: Link, lines: LldLines, files: Sequence[str], output: Path, scratch: Path) -> _Command:
+    paths = [Path(path) for path in files]
     line = await lines.line(item.link, item.exports, paths, item.options, item.target)
-    files = [(path, file.lazy) for path, file in zip(objects, item.objects, strict=True)]
-    argv = line.argv(files, str(output), response=scratch / "objects.rsp")
+    pairs = [(path, file.lazy) for path, file in zip(files, item.objects, strict=True)]
+    argv = line.argv(pairs, str(output), response=scratch / "objects.rsp")
     return _Command(argv, line.directory, {**line.environment, "TMPDIR": str(scratch)}, line.remarks, line.note)
 
 
 def _archive(
-    item: Link, toolchain: Toolchain, objects: Sequence[str], output: Path, scratch: Path, environ: Mapping[str, str]
+    item: Link, toolchain: Toolchain, files: Sequence[str], output: Path, scratch: Path, environ: Mapping[str, str]
 ) -> _Command:
     archiver = choose_archiver(toolchain, environ)
     inputs = [path.absolute() for path in item.link.inputs]
-    for path in inputs:
+    for path in (*(file.path.absolute() for file in item.objects if file.given), *inputs):
         with path.open("rb") as file:
             magic = file.read(18)
         if magic.startswith(b"!<") and not archiver.flattens:
             raise DriverError(f"{archiver.argv[0]} cannot put the members of {path} into another archive")
-        if magic.startswith(b"\x7fELF") and magic[16:18] in (b"\x03\0", b"\0\x03"):
+        if is_shared_library(magic):
             raise DriverError(f"{path} is a shared library, which cannot be put into a static archive")
     # q, not r: members with equal names stay both. D: no times, no owners.
     operation = "qcsDL" if archiver.flattens else "qcsD"
-    members = [*objects, *map(str, inputs)]
+    members = [*files, *map(str, inputs)]
     if sum(map(len, members)) > _MAX_ARGUMENTS:
         members = [through_file(members, scratch / "members.rsp")]
     return _Command((*archiver.argv, operation, str(output), *members), Path.cwd(), {"LC_ALL": "C.UTF-8"})

@@ -22,6 +22,7 @@ from attrs import frozen
 
 from workers.action import Action, run
 from workers.errors import InternalError
+from workers.llvm.elf import is_shared_library
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain
 from workers.target import TargetFlags, parse_triple, same_target
 from workers.work import LinkKind, LinkOptions, RelocationModel, Sanitizer
@@ -229,13 +230,18 @@ def _zig(toolchain: Toolchain) -> str | None:
 
 
 def _standard_library(objects: tuple[Path, ...]) -> str | None:
-    """The C++ library that the objects need: 'c++' is libc++, 'stdc++' is libstdc++ or any. Raises `OSError`."""
+    """The C++ library that the objects need: 'c++' is libc++, 'stdc++' is libstdc++ or any. Raises `OSError`.
+
+    Shared libraries among them say themselves what they need.
+    """
     needed = None
     for path in objects:
         end = b""
         # Read, not mapped: whoever truncated the file meanwhile would kill this process.
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
+                if not end and is_shared_library(chunk):
+                    break
                 text = end + chunk
                 if _LIBCXX.search(text):
                     return "c++"

@@ -44,7 +44,7 @@ _WILDCARDS = frozenset("?*[")
 
 @frozen
 class LldLine:
-    """ld.lld's command line for one link, with a gap where its modules and objects go; to be run in `directory`.
+    """ld.lld's command line for one link, with a gap where its modules and files go; to be run in `directory`.
 
     `environment` is all that lld needs. `remarks` is what the driver said, '' mostly; `note` explains a slow driver.
     Where `takes_all`, nothing is linked to the end, and there are no lazy files: each is taken.

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
 from attrs import evolve, frozen
 
 from workers.action import Action, ActionResult, run
+from workers.llvm.content import Stamp, stamp_of
 from workers.llvm.failures import foreign_output, judge, parse_messages
 from workers.llvm.link_driver import DriverError
 from workers.llvm.link_messages import explain_link
 from workers.llvm.lld_line import LldLines, in_directory
 from workers.llvm.oom import OomWatch
+from workers.llvm.thin_crash import CrashedLink
 from workers.llvm.thin_options import equals_lld, lto_arguments, relocation_of
-from workers.llvm.thin_plan import Stamp, ThinPlan, stamp_of
+from workers.llvm.thin_plan import ThinPlan
 from workers.placing import place
 from workers.thin import REGULAR_PART, ThinCompile, ThinLink, ThinLinked
 from workers.work import (
@@ -52,6 +53,13 @@ _LINK_SECONDS = 3600.0
 
 _MODULES, _INDEXES, _OUTPUT, _REGULAR = "modules", "indexes", "link", "regular.o"
 """What is in the item's directory. Indexes are not beside what they are of: that may be a user's directory."""
+
+_ALL_VISIBLE = (
+    "--mllvm=-enable-lto-internalization=false",
+    "--mllvm=-compute-dead=false",
+    "--mllvm=-propagate-attrs=false",
+)
+"""Symbols are resolved as in the link, and that is all: none is made local or constant, none left out as unused."""
 
 _SHARD_SUFFIX = ".thinlto.bc"
 _LISTED = re.compile(rb"/(\d+)\.bc$", re.MULTILINE)
@@ -100,7 +108,9 @@ class _Layout:
     stamps: Mapping[str, Stamp]
 
 
-async def thin_link(item: ThinLink, lines: LldLines, scratch: Path, oom: OomWatch) -> ThinLinked | Failed:
+async def thin_link(
+    item: ThinLink, lines: LldLines, scratch: Path, oom: OomWatch, versions: Callable[[], str]
+) -> ThinLinked | Failed:
     """Do it; the contract is `workers.thin.ThinLtoBackend`'s."""
     started = trio.current_time()
     directory = item.directory.absolute()
@@ -116,6 +126,8 @@ async def thin_link(item: ThinLink, lines: LldLines, scratch: Path, oom: OomWatc
         output, regular = directory / _OUTPUT, directory / _REGULAR
         files = tuple((path, lazy and not _takes_all(item)) for path, lazy in layout.files)
         extra = lto_arguments(item.options, item.link)
+        if item.local and not _takes_all(item):
+            extra += _ALL_VISIBLE
         argv = line.argv(files, str(output), extra, directory / "files.rsp")
         action = Action(
             argv=in_directory(
@@ -136,9 +148,13 @@ async def thin_link(item: ThinLink, lines: LldLines, scratch: Path, oom: OomWatc
         async with run(action, scratch) as result:
             killed = result.signal is not None and oom.killed_again()
         said = explain_link(result.stderr, layout.names, layout.paths)
-        problem = _problem(result, said, layout.names, item.options, killed)
-        if problem is not None:
-            return _failed(item, problem, started, result.peak_rss_bytes)
+        problem, is_fault = _problem(result, said, layout.names, item.options, killed)
+        if is_fault:
+            crashed = CrashedLink(item, line, files, extra, scratch, versions)
+            diagnostic = await crashed.reproduced(problem, action, result)
+            return _failed(item, diagnostic, started, result.peak_rss_bytes)
+        if problem:
+            return _failed(item, _error(item, problem), started, result.peak_rss_bytes)
         words = (*line.head, *line.tail)
         plan = ThinPlan(
             item=item,
@@ -161,9 +177,9 @@ async def thin_link(item: ThinLink, lines: LldLines, scratch: Path, oom: OomWatc
         finish = await trio.to_thread.run_sync(_finish, item, layout, plan, directory, result)
         return evolve(finish, seconds=trio.current_time() - started, diagnostics=(*finish.diagnostics, *diagnostics))
     except DriverError as error:
-        return _failed(item, str(error), started)
+        return _failed(item, _error(item, str(error)), started)
     except OSError as error:
-        return _failed(item, f"{error.filename or directory}: {error.strerror or error}", started)
+        return _failed(item, _error(item, f"{error.filename or directory}: {error.strerror or error}"), started)
 
 
 def _takes_all(item: ThinLink) -> bool:
@@ -183,12 +199,7 @@ def _lay_out(item: ThinLink, directory: Path) -> _Layout:
         file = thin[index]
         path = modules / f"{number:0{width}}.bc"
         path.unlink(missing_ok=True)
-        try:
-            path.hardlink_to(file.bitcode)
-        except FileNotFoundError:
-            raise FileNotFoundError(2, f"the bitcode of {file.module} is gone", str(file.bitcode)) from None
-        except OSError:
-            shutil.copyfile(file.bitcode, path)  # another file system, or one without links
+        path.symlink_to(file.bitcode.absolute())
         paths[file.module] = path
         numbers[number] = file.module
     files: list[tuple[str, bool]] = []
@@ -198,19 +209,21 @@ def _lay_out(item: ThinLink, directory: Path) -> _Layout:
         files.append((str(path), one.lazy))
         names[str(path)] = one.module
     stamps = {}
-    for name, (shown, _) in zip((one.module for one in item.files), files, strict=True):
+    for one, (shown, _) in zip(item.files, files, strict=True):
         try:
             stamps[shown] = stamp_of(shown)
         except OSError as error:
-            raise OSError(error.errno, f"the object of {name} cannot be read: {error.strerror}", shown) from error
+            what, path = ("bitcode", one.bitcode) if isinstance(one, NeedsThinLto) else ("object", one.path)
+            raise OSError(error.errno, f"the {what} of {one.module} is gone: {error.strerror}", str(path)) from error
     return _Layout(tuple(files), paths, names, numbers, stamps)
 
 
 def _problem(
     result: ActionResult, said: str, names: Mapping[str, str], options: CodegenOptions, killed: bool
-) -> str | None:
+) -> tuple[str, bool]:
+    """What is wrong, '' for nothing, and whether lld is to blame."""
     if result.status is not None and result.status != 0 and said and not result.disk_full:
-        return said
+        return said, False
     verdict = judge(
         result,
         tool="ld.lld",
@@ -220,8 +233,8 @@ def _problem(
         out_of_memory=killed,
     )
     if not verdict.failed:
-        return None
-    return "; ".join(message.text for message in verdict.messages if message.severity is Severity.ERROR)
+        return "", False
+    return "; ".join(one.text for one in verdict.messages if one.severity is Severity.ERROR), verdict.fault
 
 
 def _finish(item: ThinLink, layout: _Layout, plan: ThinPlan, directory: Path, result: ActionResult) -> ThinLinked:
@@ -324,8 +337,10 @@ def _has_content(data: bytes) -> bool:
     return bool(count == 0)  # so many sections that their number is elsewhere
 
 
-def _failed(item: ThinLink, message: str, started: float, peak_rss_bytes: int = 0) -> Failed:
-    diagnostics = (Diagnostic(Severity.ERROR, item.name, message),)
-    return Failed(
-        item.name, Engine.TOOLCHAIN, trio.current_time() - started, peak_rss_bytes, diagnostics, Step.THIN_LINK
-    )
+def _error(item: ThinLink, message: str) -> Diagnostic:
+    return Diagnostic(Severity.ERROR, item.name, message)
+
+
+def _failed(item: ThinLink, diagnostic: Diagnostic, started: float, peak_rss_bytes: int = 0) -> Failed:
+    seconds = trio.current_time() - started
+    return Failed(item.name, Engine.TOOLCHAIN, seconds, peak_rss_bytes, (diagnostic,), Step.THIN_LINK)
