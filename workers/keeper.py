@@ -1,43 +1,59 @@
 """What cleans up after this process when it cannot do so itself: a tiny shell that outlives a SIGKILL.
 
-Here belong the keeper's process, its protocol and how runs find the keeper that watches over them. Nothing here
-decides what is run or removed in ordinary times.
+Here belong the keeper's process, its protocol and how others find a keeper. Nothing here decides what is run or removed
+in ordinary times.
 
-A keeper reads lines: `+ N` is a process group that began, `- N` one that has been killed, `q` asks it to end. At the
-end of its input, which the kernel brings about however we die, it kills the groups that are left and removes the
-directory that it watches. It has a session of its own and ignores what a terminal sends, for it must live longer
-than we do. It is a comfort and never a condition: whoever kills it gets another one started, and where there is no
-`sh`, things work without.
+A keeper reads lines: `+ N` is a process group that began, `- N` one that has been killed; `d PATH` is a file or
+directory that is about to be made, `x PATH` one that is gone or there to stay. At the end of its input, which the
+kernel brings about however we die, it kills the groups that are left and then removes the paths that are left. What
+is to be removed is told before it is made, for afterwards might be too late. Paths are escaped, as a name may hold
+any byte but one; a line without its end is none. It has a session of its own and ignores what a terminal sends, for
+it must live longer than we do. It is a comfort and never a condition: whoever kills it gets another one started, and
+where there is no `sh`, things work without.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import socket
+import string
 import subprocess
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import trio
+__all__ = ["Keeper", "keeper_of", "kept_directory", "unused_name", "watched"]
 
-__all__ = ["Keeper", "keeper_of"]
-
-_SCRIPT = """
+_SCRIPT = r"""
+set -f
 trap '' INT TERM HUP QUIT PIPE
 groups=' '
-while read -r what number; do
+paths=" $* "
+while read -r what word; do
   case $what in
-    +) groups="$groups$number " ;;
+    +) groups="$groups$word " ;;
+    d) paths="$paths$word " ;;
     -) case $groups in
-         *" $number "*) groups="${groups%%" $number "*} ${groups#*" $number "}" ;;
+         *" $word "*) groups="${groups%%" $word "*} ${groups#*" $word "}" ;;
        esac ;;
-    q) exit 0 ;;
+    x) case $paths in
+         *" $word "*) paths="${paths%%" $word "*} ${paths#*" $word "}" ;;
+       esac ;;
   esac
 done
-for number in $groups; do kill -s KILL -- "-$number"; done
+for group in $groups; do kill -s KILL -- "-$group"; done
 for attempt in 1 2 3 4 5; do
-  rm -rf -- "$0"
-  [ -e "$0" ] || exit 0
+  left=
+  for word in $paths; do
+    path=$(printf '%b/' "$word")
+    path=${path%/}
+    rm -rf -- "$path"
+    if [ -e "$path" ] || [ -L "$path" ]; then left=yes; fi
+  done
+  [ "$left" ] || exit 0
   sleep 1
 done
 """
@@ -45,24 +61,26 @@ done
 _STARTS = 8
 """How often a keeper is started: who kills it more often wants to be rid of it."""
 
-_END_SECONDS = 2.0
-"""How long a keeper may take to end when asked; then it is killed."""
+_PLAIN = frozenset(f"{string.ascii_letters}{string.digits}/._-".encode())
 
 _open: dict[Path, Keeper] = {}
 
 
 class Keeper:
-    """Watches `directory`, absolute, and the process groups that are added; `close` it when all of that is gone.
+    """Watches `directory`, absolute, and what else it is told of; `close` it when all of that is gone.
 
-    No method raises or waits because of the keeper's state.
+    The directory need not be there yet. No method raises or waits because of the keeper's state; all but `close` may be
+    called in any thread.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._groups: set[int] = set()
+        self._paths = {_escaped(directory)}
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
+        self._lock = threading.Lock()
         self._start()
         _open[directory] = self
 
@@ -73,42 +91,49 @@ class Keeper:
 
     def add(self, group: int) -> None:
         """A process group has begun."""
-        self._groups.add(group)
-        self._say(f"+ {group}\n")
+        with self._lock:
+            self._groups.add(group)
+            self._say(f"+ {group}\n")
 
     def remove(self, group: int) -> None:
         """A process group was killed. To be said before its leader is reaped: then its number may be a stranger's."""
-        self._groups.discard(group)
-        self._say(f"- {group}\n")
+        with self._lock:
+            self._groups.discard(group)
+            self._say(f"- {group}\n")
 
-    async def close(self) -> None:
+    def watch(self, path: Path) -> None:
+        """A file or directory, absolute, is about to be made, under a name that nobody else has or takes."""
+        with self._lock:
+            self._paths.add(_escaped(path))
+            self._say(f"d {_escaped(path)}\n")
+
+    def unwatch(self, path: Path) -> None:
+        """Such a path is gone, or nothing was made there."""
+        with self._lock:
+            self._paths.discard(_escaped(path))
+            self._say(f"x {_escaped(path)}\n")
+
+    def close(self) -> None:
         """Let the keeper end without doing anything."""
         _open.pop(self._directory, None)
-        if self._line is None or self._process is None:
-            return
-        with suppress(OSError):
-            self._line.send(b"q\n", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-        with trio.move_on_after(_END_SECONDS, shield=True):
-            pidfd = os.pidfd_open(self._process.pid)
-            try:
-                await trio.lowlevel.wait_readable(pidfd)
-            finally:
-                os.close(pidfd)
-        self._drop()
+        with self._lock:
+            self._drop()
 
     def _say(self, text: str) -> None:
-        if self._line is None:
-            return
+        # Dead, or stopped and its buffer full. One that missed a line could kill strangers one day.
+        if self._line is not None and not self._send(text):
+            self._drop()
+            self._start()
+
+    def _send(self, text: str) -> bool:
+        """Whether the keeper has got or will get all of it."""
         data = text.encode()
         try:
             # A socket and not a pipe: no SIGPIPE, whatever the program around us does with that signal.
-            if self._line.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT) == len(data):
-                return
+            flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+            return self._line is not None and self._line.send(data, flags) == len(data)
         except OSError:
-            pass
-        # Dead, or stopped and its buffer full. One that missed a line could kill strangers one day.
-        self._drop()
-        self._start()
+            return False
 
     def _start(self) -> None:
         if self._starts >= _STARTS:
@@ -119,12 +144,13 @@ class Keeper:
             ours, its = socket.socketpair()
             with its:
                 its_process = subprocess.Popen(
-                    ["/bin/sh", "-c", _SCRIPT, str(self._directory)],
+                    ["/bin/sh", "-c", _SCRIPT, "ltod-keeper", *sorted(self._paths)],
                     stdin=its.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
-                    env={"PATH": "/usr/bin:/bin"},
+                    # A bash that is the first one, with a socket to read from, would run the user's .bashrc.
+                    env={"PATH": "/usr/bin:/bin", "SHLVL": "1"},
                     start_new_session=True,
                 )
         except OSError:
@@ -132,9 +158,8 @@ class Keeper:
                 ours.close()
             return
         self._line, self._process = ours, its_process
-        with suppress(OSError):
-            text = "".join(f"+ {group}\n" for group in sorted(self._groups))
-            ours.send(text.encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        if not self._send("".join(f"+ {group}\n" for group in sorted(self._groups))):
+            self._drop()
 
     def _drop(self) -> None:
         """Have no keeper any more; the one there was gets no chance to act on the end of its input."""
@@ -151,3 +176,43 @@ def keeper_of(directory: Path) -> Keeper | None:
     if not _open:
         return None
     return next((_open[path] for path in (directory, *directory.parents) if path in _open), None)
+
+
+def unused_name(parent: Path, prefix: str) -> Path:
+    """A path in `parent`, absolute, that nobody has or guesses: a keeper can be told of it before it is made."""
+    return parent.absolute() / f"{prefix}{secrets.token_hex(12)}"
+
+
+@contextmanager
+def kept_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """A directory with a keeper of its own, gone when the block is left or this process is killed. Raises `OSError`."""
+    directory = unused_name(parent, prefix)
+    keeper = Keeper(directory)
+    try:
+        directory.mkdir(mode=0o700)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        keeper.close()
+
+
+@contextmanager
+def watched(path: Path) -> Iterator[None]:
+    """Have `path`, of `unused_name`, removed should this process be killed before the block is left.
+
+    Which keeper does it does not matter, for all of them see the end of this process.
+    """
+    keeper = next(iter(tuple(_open.values())), None)
+    if keeper is None:
+        yield
+        return
+    keeper.watch(path)
+    try:
+        yield
+    finally:
+        keeper.unwatch(path)
+
+
+def _escaped(path: Path) -> str:
+    """A path as one word for `printf %b`."""
+    return "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(path))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 from pathlib import Path
+
+from workers.keeper import unused_name, watched
 
 __all__ = ["landing", "place"]
 
@@ -74,14 +75,15 @@ def _write_through(source: Path, device: Path) -> None:
 
 
 def _place_across(source: Path, destination: Path, mode: int) -> None:
-    temporary = destination.parent / f".ltod-{secrets.token_hex(8)}"
-    try:
-        wanted = stat.S_IMODE(source.stat().st_mode) & mode
-        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, wanted)
-        with source.open("rb") as data, os.fdopen(target, "wb") as copy:
-            shutil.copyfileobj(data, copy, _COPY_CHUNK)
-        temporary.replace(destination)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    temporary = unused_name(destination.parent, ".ltod-")
+    with watched(temporary):
+        try:
+            wanted = stat.S_IMODE(source.stat().st_mode) & mode
+            target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, wanted)
+            with source.open("rb") as data, os.fdopen(target, "wb") as copy:
+                shutil.copyfileobj(data, copy, _COPY_CHUNK)
+            temporary.replace(destination)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     source.unlink()

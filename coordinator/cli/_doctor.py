@@ -20,6 +20,7 @@ from coordinator.cli._exit import ExitCode
 from coordinator.cli._signals import StopSignals
 from coordinator.cli._terminal import put
 from workers.errors import InternalError, RequestError
+from workers.keeper import kept_directory
 from workers.llvm.choice import host_triple
 from workers.llvm.link_driver import Driver, DriverError, choose_driver
 from workers.llvm.toolchain import Finding, Toolchain, find_toolchain, survey
@@ -95,9 +96,9 @@ def _linker(configured: Path | None, signals: StopSignals) -> Iterator[Finding]:
 
 
 async def _choose_driver(toolchain: Toolchain, signals: StopSignals) -> Driver:
-    with trio.CancelScope() as scope, tempfile.TemporaryDirectory(prefix="ltod-") as directory:
+    with trio.CancelScope() as scope, kept_directory(Path(tempfile.gettempdir()), "ltod-") as directory:
         signals.cancels(scope)
-        return await choose_driver(toolchain, host_triple(), (), frozenset(), Path(directory), os.environ)
+        return await choose_driver(toolchain, host_triple(), (), frozenset(), directory, os.environ)
     raise signals.received or InternalError("nobody has cancelled the question for a linker")
 
 

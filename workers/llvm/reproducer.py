@@ -7,7 +7,6 @@ complete or absent.
 from __future__ import annotations
 
 import re
-import secrets
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,10 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
+from workers.keeper import unused_name, watched
 from workers.work import Diagnostic, Optimize, Severity
 
-__all__ = ["Reproducer", "reproduced", "write_reproducer"]
+__all__ = ["Reproducer", "reproduced", "taken_along", "write_reproducer"]
 
 _NAME_CHARACTERS = 80
 
@@ -45,23 +45,43 @@ class Reproducer:
 def write_reproducer(parent: Path, reproducer: Reproducer) -> Path:
     """Write it below `parent`, under a name made of the module's and not taken yet. Raises `OSError`."""
     parent.mkdir(parents=True, exist_ok=True)
-    growing = parent / f".ltod-{secrets.token_hex(8)}"
-    try:
-        growing.mkdir()
-        for name, content in reproducer.inputs.items():
-            path = growing / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                path.write_bytes(content)
-            else:
-                shutil.copyfile(content, path)
-        (growing / "stderr.txt").write_bytes(reproducer.stderr)
-        (growing / "versions.txt").write_text(reproducer.versions, errors="replace")
-        (growing / "repro.sh").write_text(_script(reproducer), errors="surrogateescape")
-        return _settle(growing, parent, reproducer.module)
-    except OSError:
-        shutil.rmtree(growing, ignore_errors=True)
-        raise
+    growing = unused_name(parent, ".ltod-")
+    with watched(growing):
+        try:
+            growing.mkdir()
+            _fill(growing, reproducer)
+            return _settle(growing, parent, reproducer.module)
+        except OSError:
+            shutil.rmtree(growing, ignore_errors=True)
+            raise
+
+
+def _fill(directory: Path, reproducer: Reproducer) -> None:
+    for name, content in reproducer.inputs.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            shutil.copyfile(content, path)
+    (directory / "stderr.txt").write_bytes(reproducer.stderr)
+    (directory / "versions.txt").write_text(reproducer.versions, errors="replace")
+    (directory / "repro.sh").write_text(_script(reproducer), errors="surrogateescape")
+
+
+def taken_along(argv: Sequence[str], directory: Path) -> tuple[tuple[str, ...], dict[str, Path]]:
+    """`argv` with relative paths for the files below `directory` that it names, and these files as inputs."""
+    inputs: dict[str, Path] = {}
+    words: list[str] = []
+    for word in argv:
+        begin, middle, end = word.partition(f"{directory}/")
+        path = Path(middle + end)
+        if middle and path.is_file():
+            name = f"given/{path.name}"
+            inputs[name] = path
+            word = begin + name
+        words.append(word)
+    return tuple(words), inputs
 
 
 async def reproduced(item: Optimize, message: str, reproducer: Reproducer) -> Diagnostic:
