@@ -10,7 +10,7 @@ import trio
 from attrs import evolve, frozen
 
 from tests.leftovers import descendants, descriptors
-from tests.samples import LAYOUT, TRIPLE
+from tests.samples import ABORTING_IR, LAYOUT, TRIPLE
 from workers.backend import Backend
 from workers.errors import RequestError
 from workers.fake import FakeBackend
@@ -41,11 +41,14 @@ OPTIONS = CodegenOptions()
 
 @frozen
 class Subject:
-    """One implementation, and modules in its own language: three that call each other, and two of one symbol."""
+    """One implementation, and modules in its own language: three that call each other, one whose code cannot be
+    generated, and two of one symbol.
+    """
 
     name: str
     backend: Backend
     modules: dict[str, bytes]
+    broken: bytes
     clash: dict[str, bytes]
     unlinkable: str
 
@@ -64,11 +67,12 @@ _REAL = {"a": _ir("a", "b"), "b": _ir("b", "c"), "c": _ir("c", None)}
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     if request.param == "fake":
         clash = {"a": b"target=fake-unknown-none", "b": b"link-fail target=fake-unknown-none"}
-        yield Subject("fake", FakeBackend(), _FAKE, clash, "ltoless-unknown-none")
+        broken = b"lto-fail target=fake-unknown-none"
+        yield Subject("fake", FakeBackend(), _FAKE, broken, clash, "ltoless-unknown-none")
         return
     clash = {"a": _ir("same", None), "b": _ir("same", None)}
     async with open_llvm_backend(limit=2) as backend:
-        yield Subject("llvm", backend, _REAL, clash, "wasm32-unknown-unknown")
+        yield Subject("llvm", backend, _REAL, ABORTING_IR.encode(), clash, "wasm32-unknown-unknown")
 
 
 async def _pre_link(
@@ -180,6 +184,21 @@ async def test_thin_objects_do_not_depend_on_their_batch(subject: Subject, tmp_p
             waiting = waiting[size:]
         objects.append(made)
     assert objects[0] == objects[1] == objects[2]
+
+
+async def test_the_first_failure_may_be_the_last_result_unless_told_to_go_on(subject: Subject, tmp_path: Path) -> None:
+    link = await _thin_link(subject, subject.modules | {"broken": subject.broken}, tmp_path)
+    linked = await subject.backend.thin_link(link)
+    assert isinstance(linked, ThinLinked)
+    one, *others = sorted(linked.compiles, key=lambda item: item.name == "broken")
+    batch = [one, others[-1], *others[:-1]]
+    with trio.fail_after(60):
+        everything = await subject.backend.thin_compile(batch)
+        stopped = await subject.backend.thin_compile(batch, keep_going=False)
+    assert [isinstance(done, Failed) for done in everything] == [False, True, False, False]
+    _checked(stopped[0], one.name, Step.THIN_BACKEND)
+    _assert_told(stopped[1], Step.THIN_BACKEND)
+    assert [done.module for done in stopped] == [one.name, "broken"]
 
 
 async def test_a_thin_link_that_fails_says_why(subject: Subject, tmp_path: Path) -> None:

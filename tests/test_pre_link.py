@@ -128,7 +128,6 @@ async def test_raw_modules_and_text_go_through_the_pipeline(
 
 async def test_prepared_modules_are_taken_as_they_are(backend: LlvmBackend, tmp_path: Path) -> None:
     path = prepared("thin", tmp_path / "in")
-    before = path.read_bytes()
     seen = backend.inspect(Module("m", path), CodegenOptions(), PreLink.THIN)
     assert seen.pre_linked
     assert (seen.estimate.seconds, seen.estimate.batch) == (0.0, "as is")
@@ -138,8 +137,8 @@ async def test_prepared_modules_are_taken_as_they_are(backend: LlvmBackend, tmp_
     assert descendants() == children
     assert isinstance(result, NeedsThinLto)
     assert result.origin == str(path)
-    path.write_bytes(b"something else")
-    assert result.bitcode.read_bytes() == before
+    assert result.bitcode == path
+    assert result.code_bytes == read_header(path.read_bytes()).code_bytes
 
 
 async def test_a_module_that_changed_meanwhile_is_refused(backend: LlvmBackend, tmp_path: Path) -> None:
@@ -227,7 +226,7 @@ def test_made_regular_it_keeps_its_size_and_its_names(kind: str, tmp_path: Path)
     regular = make_regular(data)
     assert make_regular(regular) == regular
     assert len(regular) == len(data)
-    assert read_header(regular) == read_header(data)
+    assert read_header(regular) == evolve(read_header(data), is_unified=False)
     assert regular.count(b"EnableSplitLTOUnit") >= data.count(b"EnableSplitLTOUnit") - 1
     different = sum(one != other for one, other in zip(data, regular, strict=True))
     assert different == 0 if kind == "full" else 0 < different <= 22

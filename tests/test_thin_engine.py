@@ -461,6 +461,79 @@ async def test_one_that_aborts_harms_no_other_and_can_be_reproduced(site: Site) 
         assert b"Cannot select" in again.stderr
 
 
+@needs_cc
+@pytest.mark.parametrize("kind", [LinkKind.EXECUTABLE, LinkKind.SHARED, "static program"])
+async def test_what_is_local_is_resolved_as_in_the_link_and_hides_nothing(site: Site, kind: LinkKind | str) -> None:
+    twice = "int g; int same(int x) { return x + %d; } int only%d(void) { return g; }"
+    hidden = 'static int s; __attribute__((visibility("hidden"))) int hidden(int x) { return s += x; }'
+    sources = {
+        "main": "int same(int), user(int); int main(int c, char **v) { return same(c) + user(c); } int unused;",
+        "lib/user": "int hidden(int); int user(int x) { return hidden(x); } int nobody(int x) { return x; }" + hidden,
+        "liba/same": twice % (1, 1),
+        "libb/same": twice % (2, 2),
+    }
+    first, *members = pre_linked(site.root / "in", sources, *PIC)
+    modules = [first, *(evolve(one, lazy=True) for one in members)]
+    item = evolve(site.item(modules, kind if isinstance(kind, LinkKind) else LinkKind.EXECUTABLE), local=True)
+    assert item.link is not None
+    if not isinstance(kind, LinkKind):
+        item = evolve(item, link=evolve(item.link, arguments=("-static", *item.link.arguments)))
+    off = ("enable-lto-internalization", "compute-dead", "propagate-attrs")
+    _, *expected = await site.reference(item, *(f"--mllvm=-{option}=false" for option in off))
+    linked = await site.linked(item)
+    assert linked.unneeded == ("libb/same",)
+    for force in (always_lld, always_clang):
+        force(linked.compiles)
+        linked.compiles[0].link.by_clang = force is always_clang
+        objects = await site.objects([linked.compiles])
+        assert list(objects.values()) == expected
+        for name, symbol in {"main": "unused", "lib/user": "nobody", "liba/same": "only1"}.items():
+            assert f"{symbol}\0".encode() in objects[name]
+        assert b"hidden\0" in objects["lib/user"]
+
+
+async def test_behind_a_failure_nothing_is_compiled_unless_told_so(site: Site) -> None:
+    modules = pre_linked(site.root / "in", SMALL)
+    for by_clang in (True, False):
+        item = site.item(modules)
+        compiles = (await site.linked(item)).compiles
+        compiles[0].link.by_clang = by_clang
+        artifact_path(item.out_dir, compiles[1].name, EmitKind.OBJECT).mkdir(parents=True)
+        with trio.fail_after(60):
+            results = await site.engine.thin_compile(compiles, keep_going=False)
+        assert [type(result) for result in results] == [Finished, Failed]
+        written = {path for path in item.out_dir.rglob("*") if path.is_file()}
+        assert written == {artifact_path(item.out_dir, compiles[0].name, EmitKind.OBJECT)}
+
+
+@needs_cc
+async def test_a_thin_link_that_crashes_can_be_reproduced(site: Site) -> None:
+    modules = pre_linked(site.root / "in", SMALL, *PIC)
+    path = site.root / "in" / "abort.bc"
+    argv = [zig(), "clang", "-cc1", "-triple", TRIPLE, "-O2", "-flto=full", "-emit-llvm-bc"]
+    await trio.run_process([*argv, "-x", "ir", "-", "-o", str(path)], stdin=ABORTING_IR.encode())
+    # The thin link compiles it itself.
+    modules.append(NeedsThinLto("odd/abort", path, 100, False, str(path), Engine.TOOLCHAIN, 0.0, 0))
+    native = site.root / "native.o"
+    await trio.run_process([zig(), "clang", "-cc1", "-triple", TRIPLE, "-emit-obj", "-xc", "-", "-o", str(native)])
+    item = site.item([*modules, LinkFile("native", native)], LinkKind.SHARED, exports=("walk0", "f"))
+    with trio.fail_after(60):
+        result = await site.engine.thin_link(item)
+    assert isinstance(result, Failed)
+    assert result.step is Step.THIN_LINK
+    (diagnostic,) = result.diagnostics
+    assert "Cannot select" in diagnostic.message
+    assert diagnostic.reproducer is not None
+    shutil.rmtree(item.directory)
+    for file in site.scratch.glob("exports-*"):
+        file.unlink()
+    script = ["sh", str(diagnostic.reproducer / "repro.sh")]
+    again = await trio.run_process(script, capture_stderr=True, check=False)
+    assert again.returncode != 0
+    assert b"Cannot select" in again.stderr
+    assert str(site.scratch).encode() not in (diagnostic.reproducer / "repro.sh").read_bytes()
+
+
 async def test_limits_hold_for_each_module(site: Site) -> None:
     modules = pre_linked(site.root / "in", SMALL)
     item = site.item(modules, options=CodegenOptions(time_limit=0.0001))

@@ -112,6 +112,16 @@ def test_a_batch_that_started_before_it_could_be_withdrawn_counts() -> None:
     assert machine.handle(BatchEnded(2)) == [Ended(("2",))]
 
 
+def test_what_a_failed_batch_did_not_get_to_is_skipped() -> None:
+    machine, _ = linked(*(compile_(f"{n}", 0.001, "k") for n in range(5)), limit=1)
+    machine.handle(BatchStarted(1))
+    commands = machine.handle(BatchEnded(1, failures=1, skipped=("3", "4")))
+    waiting = [command.batch for command in commands if isinstance(command, WithdrawBatch)]
+    for batch in waiting:
+        commands = machine.handle(BatchEnded(batch))
+    assert commands[-1] == Ended(("3", "4"))
+
+
 def test_keep_going_goes_on() -> None:
     machine, _ = linked(*(compile_(f"{n}") for n in range(3)), keep_going=True)
     machine.handle(BatchStarted(1))
@@ -172,10 +182,12 @@ def test_whatever_the_interleaving_everything_is_compiled_once_or_skipped(
         startable = sorted(waiting) if len(running) < limit else sorted(withdrawn & waiting.keys())
         batch = data.draw(st.sampled_from(startable + sorted(running)))
         if batch in running:
-            done += [item.name for item in running.pop(batch).items]
+            names = [item.name for item in running.pop(batch).items]
             fails = data.draw(st.sampled_from([0, 0, 0, 1]))
             failed |= bool(fails)
-            commands = machine.handle(BatchEnded(batch, fails))
+            got_to = data.draw(st.integers(1, len(names))) if fails and not keep_going else len(names)
+            done += names[:got_to]
+            commands = machine.handle(BatchEnded(batch, fails, tuple(names[got_to:])))
         elif batch in withdrawn and data.draw(st.booleans()):
             del waiting[batch]
             commands = machine.handle(BatchEnded(batch))

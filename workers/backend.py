@@ -39,13 +39,13 @@ class Inspection:
     """What a backend learns from a module without compiling it; `size` is in bytes.
 
     `estimate` is of compiling it, or of taking it through a pre-link pipeline if that was asked for and it has not been
-    through one (`pre_linked`).
+    through one. `pre_linked` is what the backend itself is to know of one that has, `None` of any other.
     """
 
     target: Target
     size: int
     estimate: Estimate
-    pre_linked: bool = False
+    pre_linked: object | None = None
 
 
 class CodegenBackend(Protocol):

@@ -132,11 +132,16 @@ class FakeBackend:
             2**20,
         )
 
-    async def thin_compile(self, batch: Sequence[ThinCompile]) -> Sequence[Finished | Failed]:
+    async def thin_compile(
+        self, batch: Sequence[ThinCompile], *, keep_going: bool = True
+    ) -> Sequence[Finished | Failed]:
         """Do what each module's content says."""
-        return [
-            await self._generate(one.name, self._between[one.bitcode], one.link, Step.THIN_BACKEND) for one in batch
-        ]
+        results: list[Finished | Failed] = []
+        for one in batch:
+            results.append(await self._generate(one.name, self._between[one.bitcode], one.link, Step.THIN_BACKEND))
+            if isinstance(results[-1], Failed) and not keep_going:
+                break
+        return results
 
     def fat_estimate(self, item: FatLink) -> Estimate:
         """Next to nothing."""

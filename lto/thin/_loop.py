@@ -61,7 +61,7 @@ class _Linked:
 
 @frozen
 class _Compiled:
-    """A worker is done with a batch; no results if it was withdrawn."""
+    """A worker is done with a batch; no results if it was withdrawn, fewer than items if it ended with a failure."""
 
     batch: int
     results: tuple[Finished | Failed, ...]
@@ -111,10 +111,13 @@ class _Loop:
                 )
                 return self.machine.handle(LinkEnded(compiles, ok=True))
             case _Compiled(batch, results):
-                del self.scopes[batch], self.batches[batch]
+                del self.scopes[batch]
+                items = self.batches.pop(batch).items
                 for done in results:
                     await self.reports.send(ThinEnded(done))
-                return self.machine.handle(BatchEnded(batch, sum(isinstance(done, Failed) for done in results)))
+                failures = sum(isinstance(done, Failed) for done in results)
+                skipped = tuple(item.name for item in items[len(results) :]) if failures else ()
+                return self.machine.handle(BatchEnded(batch, failures, skipped))
 
     async def _perform(
         self,
@@ -157,7 +160,8 @@ class _Loop:
                     # Once the loop has taken this, the batch is not withdrawn any more.
                     await send.send(BatchStarted(batch.batch))
                     try:
-                        results = tuple(await self.backend.thin_compile(batch.items))
+                        compiled = await self.backend.thin_compile(batch.items, keep_going=self.machine.keep_going)
+                        results = tuple(compiled)
                     except Exception as error:
                         results = tuple(_bug(item.name, error, Step.THIN_BACKEND) for item in batch.items)
             await send.send(_Compiled(batch.batch, results))

@@ -3,9 +3,9 @@
 Order
     Costliest first: what is long must not start last.
 Batches
-    Compiles with an equal batch key may share a process. A batch takes a share of what is left (guided
-    self-scheduling): the first ones are large, so few processes are started, the last ones small, so that all tokens
-    finish together.
+    Compiles with an equal batch key may share a process. They are given out in rounds, one batch for each slot (the
+    factoring of self-scheduled loops): the first round takes most of the work in few processes, each later one most of
+    what is left, so that what was estimated wrongly evens out and all tokens finish together.
 Slots
     A few batches wait for a slot at any time, not one, so that a smaller one can go where the memory for the
     costliest is not there yet; not all, so that late batches are cut to what is left then.
@@ -41,7 +41,9 @@ BATCH_ITEMS = 256
 """Most modules in one batch: bounds what is compiled again, one by one, when a batch is not clean."""
 BATCH_SECONDS = 5.0
 """Most predicted work in one batch: others who wait for the slot wait that long."""
-LEAST_BATCH_SECONDS = 0.5
+ROUND_SHARE = 0.7
+"""How much of what is left one round takes: estimates of whole batches are wrong by less than the rest can make up."""
+LEAST_BATCH_SECONDS = 0.25
 """What a batch may have whatever its share: less would not pay for a process that does the thin link again."""
 WAITING = 4
 """How many batches wait for a slot at once."""
@@ -59,6 +61,8 @@ class Machine:
     _linking: bool = field(default=False, init=False)
     _queue: deque[ThinCompile] = field(factory=deque, init=False)
     _queued_seconds: float = field(default=0.0, init=False)
+    _share: float = field(default=0.0, init=False)
+    _left_in_round: int = field(default=0, init=False)
     _waiting: dict[int, StartBatch] = field(factory=dict, init=False)
     _running: dict[int, StartBatch] = field(factory=dict, init=False)
     _withdrawn: set[int] = field(factory=set, init=False)
@@ -88,8 +92,9 @@ class Machine:
                     raise self._impossible(f"batch {batch} does not wait for a slot")
                 self._running[batch] = self._waiting.pop(batch)
                 self._withdrawn.discard(batch)  # it had its slot before it could be told
-            case BatchEnded(batch, failures):
+            case BatchEnded(batch, failures, skipped):
                 self._batch_ended(batch, failures, commands)
+                self._skipped += skipped
             case _:
                 assert_never(event)
         self._story.append(event)
@@ -125,13 +130,17 @@ class Machine:
             commands.append(batch)
 
     def _take_batch(self) -> list[ThinCompile]:
-        share = min(BATCH_SECONDS, max(LEAST_BATCH_SECONDS, self._queued_seconds / (2 * self.limit)))
+        if not self._left_in_round:
+            self._left_in_round = self.limit
+            share = ROUND_SHARE * self._queued_seconds / self.limit
+            self._share = min(BATCH_SECONDS, max(LEAST_BATCH_SECONDS, share))
+        self._left_in_round -= 1
         batch = [self._queue.popleft()]
         seconds = batch[0].estimate.seconds
         key = batch[0].estimate.batch
         while key is not None and self._queue and len(batch) < BATCH_ITEMS:
             following = self._queue[0].estimate
-            if following.batch != key or seconds + following.seconds > share:
+            if following.batch != key or seconds + following.seconds > self._share:
                 break
             seconds += following.seconds
             batch.append(self._queue.popleft())

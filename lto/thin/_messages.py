@@ -55,10 +55,14 @@ class BatchStarted:
 
 @frozen
 class BatchEnded:
-    """The batch has left its worker; `failures` counts its failed items. One that was withdrawn has done nothing."""
+    """The batch has left its worker; `failures` counts its failed items, `skipped` names those that it did not get to.
+
+    One that was withdrawn has done nothing.
+    """
 
     batch: int
     failures: int = 0
+    skipped: tuple[str, ...] = ()
 
 
 Event = LinkEnded | BatchStarted | BatchEnded

@@ -4,7 +4,8 @@
 
 Inputs have been through the pre-link pipeline, as clang leaves them; everything ends with a linked program, which is
 run. Every contestant but `ltod, embedded` is a whole process, start-up included; contestants take turns within a
-round, so a machine that changes its speed changes it for all. The lld of Debian takes part where it is installed.
+round, so a machine that changes its speed changes it for all. Debian's LLVM takes part where it is installed, as lld
+doing it alone and as what ltod runs: that tells what is the coordinator's share and what the compiler's.
 
 Prints, for each set, medians and ratios to the best peer of each mode, sizes of code, peak memory of the whole process
 tree (measured in runs of their own), and where ltod's time goes.
@@ -37,6 +38,7 @@ from tests.samples import TRIPLE, compile_c, small_c, zig
 
 _JOBS = 2
 _EMBEDDED = "ltod, embedded"
+_WITH_DEBIAN = "ltod (Debian)"
 _REAL = ("brotli", "zstd")
 
 
@@ -70,6 +72,15 @@ class _Contestant:
     name: str
     mode: str | None
     command: tuple[str | Path, ...] = ()
+    toolchain: Path | None = None
+
+    def environ(self) -> dict[str, str]:
+        """What its process sees."""
+        environ = os.environ | {"PYTHONPATH": str(Path.cwd())}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed ltod has its bytecode
+        if self.toolchain is not None:
+            environ["LTOD_TOOLCHAIN"] = str(self.toolchain)
+        return environ
 
 
 def _contestants(one: _Set, lld: LldCommand, out: Path) -> list[_Contestant]:
@@ -86,6 +97,9 @@ def _contestants(one: _Set, lld: LldCommand, out: Path) -> list[_Contestant]:
     ]
     ltod += ["--link=exe", "-o", program, *(f"--link-arg={argument}" for argument in one.arguments)]
     found = [_Contestant("ltod", None, (*ltod, *one.inputs)), _Contestant(_EMBEDDED, None)]
+    directory = Path(DEBIAN_LLD or ".").resolve().parent
+    if DEBIAN_LLD is not None and (directory / "clang").exists():
+        found.append(_Contestant(_WITH_DEBIAN, None, (*ltod, *one.inputs), directory))
     builds = {"wheel": wheel_lld()} | ({"Debian": [DEBIAN_LLD]} if DEBIAN_LLD is not None else {})
     for mode, options in one.modes.items():
         for build, binary in builds.items():
@@ -94,21 +108,16 @@ def _contestants(one: _Set, lld: LldCommand, out: Path) -> list[_Contestant]:
     return found
 
 
-def _environ() -> dict[str, str]:
-    environ = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed ltod has its bytecode
-    return environ
-
-
 def _run(contestant: _Contestant, one: _Set, out: Path) -> float:
     """Seconds of one build."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
+    os.sync()  # what others left to be written is not this one's to wait for
     if not contestant.command:
         return trio.run(_embedded, one, out)
     quiet = ["-q"] if contestant.mode is None else []
     started = time.perf_counter()
-    subprocess.run([*contestant.command, *quiet], check=True, env=_environ())
+    subprocess.run([*contestant.command, *quiet], check=True, env=contestant.environ())
     return time.perf_counter() - started
 
 
@@ -155,7 +164,7 @@ def _measure(one: _Set, rounds: int, root: Path) -> None:
         if each.command:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            peaks[each.name] = peak_memory([*each.command, *(["-q"] if each.mode is None else [])], _environ())
+            peaks[each.name] = peak_memory([*each.command, *(["-q"] if each.mode is None else [])], each.environ())
     _print_table(one, contestants, seconds, sizes, peaks)
     _print_parts(contestants[0], out)
 
@@ -193,7 +202,7 @@ def _print_parts(ltod: _Contestant, out: Path) -> None:
     shutil.rmtree(out)
     out.mkdir()
     started = time.perf_counter()
-    done = subprocess.run([*ltod.command, "-q", "--json"], check=True, env=_environ(), stdout=subprocess.PIPE)
+    done = subprocess.run([*ltod.command, "-q", "--json"], check=True, env=ltod.environ(), stdout=subprocess.PIPE)
     whole = time.perf_counter() - started
     answer = json.loads(done.stdout)
     print(f"ltod once more: {whole:.2f} s, of which {whole - answer['seconds']:.2f} s before and after the build")

@@ -46,6 +46,7 @@ SUMMARY_BLOCKS = frozenset({_GLOBALVAL_SUMMARY_BLOCK, _FULL_LTO_GLOBALVAL_SUMMAR
 # Record codes of the identification block and of the module block.
 _STRING, _EPOCH = 1, 2
 _VERSION, _TRIPLE, _DATA_LAYOUT, _SOURCE_FILENAME = 1, 2, 3, 16
+_SUMMARY_FLAGS, _UNIFIED_LTO = 20, 0x200
 _IDENTIFICATION_RECORDS = frozenset({_STRING, _EPOCH})
 _MODULE_RECORDS = frozenset({_VERSION, _TRIPLE, _DATA_LAYOUT, _SOURCE_FILENAME})
 
@@ -67,6 +68,8 @@ class Header:
     epoch: int = 0
     has_summary: bool = False
     """A ThinLTO or fat LTO summary is present: the module went through a pre-link pipeline already."""
+    is_unified: bool = False
+    """The summary says that the module is for unified LTO."""
     is_index: bool = False
     """Not a module but a ThinLTO index, which names modules by their paths."""
     module_count: int = 1
@@ -187,11 +190,12 @@ def _with_module(header: Header, cursor: BitCursor, block: Block) -> tuple[Heade
     """`header` with what a module block says, and the version of the block's layout."""
     strings: dict[int, str] = {}
     version = code_bytes = 0
-    has_summary = is_index = False
+    is_index = False
+    summaries: list[Block] = []
     for item in cursor.items(block, _MODULE_RECORDS):
         if isinstance(item, Block):
             if item.id in SUMMARY_BLOCKS:
-                has_summary = True
+                summaries.append(item)
             elif item.id == _MODULE_STRTAB_BLOCK:
                 is_index = True
             elif item.id == _FUNCTION_BLOCK:
@@ -200,6 +204,7 @@ def _with_module(header: Header, cursor: BitCursor, block: Block) -> tuple[Heade
             version = item.values[0] if item.values else 0
         else:
             strings.setdefault(item.code, _text(item))
+    flags = [_summary_flags(cursor, summary) for summary in summaries]
     first = header.module_count == 0
     return (
         Header(
@@ -208,7 +213,8 @@ def _with_module(header: Header, cursor: BitCursor, block: Block) -> tuple[Heade
             source_filename=strings.get(_SOURCE_FILENAME, "") if first else header.source_filename,
             producer=header.producer,
             epoch=header.epoch,
-            has_summary=header.has_summary or has_summary,
+            has_summary=header.has_summary or bool(summaries),
+            is_unified=header.is_unified or any(value & _UNIFIED_LTO for value in flags),
             is_index=header.is_index or is_index,
             module_count=header.module_count + 1,
             size=header.size,
@@ -216,6 +222,13 @@ def _with_module(header: Header, cursor: BitCursor, block: Block) -> tuple[Heade
         ),
         version,
     )
+
+
+def _summary_flags(cursor: BitCursor, summary: Block) -> int:
+    for item in cursor.items(summary, frozenset({_SUMMARY_FLAGS})):
+        if isinstance(item, Record) and item.values:
+            return item.values[0]
+    return 0
 
 
 def _text(record: Record) -> str:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from attrs import frozen
 from workers.backend import Inspection
 from workers.errors import ModuleError, RequestError
 from workers.fat import FatLink, FatLinked, FatPartition
-from workers.keeper import Keeper
+from workers.keeper import kept_directory
 from workers.llvm.cc1 import SUFFIX, check_options, check_triple, options_key
 from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, own_triple
+from workers.llvm.content import stamp_of
 from workers.llvm.fat_engine import FatEngine
 from workers.llvm.inputs import inspect_content, llvm_content
 from workers.llvm.link import link
@@ -35,7 +36,7 @@ from workers.llvm.llvmlite_request import unsupported
 from workers.llvm.oom import OomWatch
 from workers.llvm.outputs import check_destinations, finish, stem
 from workers.llvm.planner import NotNowError, Planner
-from workers.llvm.pre_link import AS_IS, check_lto, finish_pre_link, is_as_is, take_as_is
+from workers.llvm.pre_link import AS_IS, PreLinked, check_lto, finish_pre_link, is_as_is, take_as_is
 from workers.llvm.profile import check_profile
 from workers.llvm.thin_engine import ThinEngine
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, ask_toolchain
@@ -135,17 +136,21 @@ class LlvmBackend:
 
     def inspect(self, module: Module, options: CodegenOptions, pre_link: PreLink | None = None) -> Inspection:
         """Look at a module's header. Raises `ModuleError`."""
+        stamp = None
+        with suppress(OSError):  # said by who opens it
+            stamp = stamp_of(module.content) if isinstance(module.content, Path) else None
         header = inspect_content(module, max_major=LLVM_MAJOR)
         triple = options.target_triple or own_triple(header.triple)
         try:
             check_triple(triple)
         except RequestError as error:
             raise ModuleError(module.name, str(error)) from error
-        if pre_link is not None and is_as_is(header.has_summary, options):
+        pre_linked = PreLinked(header, stamp) if header.has_summary else None
+        if pre_link is not None and is_as_is(pre_linked, options):
             expected = AS_IS
         else:
             expected = estimate(self._llvmlite_bytes, header.size, triple, options, pre_link)
-        return Inspection(Target(triple, header.data_layout), header.size, expected, header.has_summary)
+        return Inspection(Target(triple, header.data_layout), header.size, expected, pre_linked)
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -189,9 +194,11 @@ class LlvmBackend:
         """Plan a link; the contract is `workers.thin.ThinLtoBackend`'s."""
         return await self._thin.thin_link(item)
 
-    async def thin_compile(self, batch: Sequence[ThinCompile]) -> Sequence[Finished | Failed]:
+    async def thin_compile(
+        self, batch: Sequence[ThinCompile], *, keep_going: bool = True
+    ) -> Sequence[Finished | Failed]:
         """Compile modules with what they import; the contract is `workers.thin.ThinLtoBackend`'s."""
-        return await self._thin.thin_compile(batch)
+        return await self._thin.thin_compile(batch, keep_going=keep_going)
 
     def fat_estimate(self, item: FatLink) -> Estimate:
         """What a merge is expected to need."""
@@ -272,18 +279,14 @@ async def open_llvm_backend(
     Raises `RequestError` where there is no toolchain, or no place for temporary files.
     """
     parent = scratch_dir or Path(environ.get("TMPDIR") or tempfile.gettempdir())
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix="ltod-", dir=parent.absolute()))
-    except OSError as error:
-        raise RequestError(f"cannot make temporary files in {parent}: {error.strerror}; set TMPDIR") from error
-    keeper = Keeper(scratch)
-    try:
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(kept_directory(parent, "ltod-"))
+        except OSError as error:
+            raise RequestError(f"cannot make temporary files in {parent}: {error.strerror}; set TMPDIR") from error
         found = await ask_toolchain(toolchain, environ, scratch)
         async with LlvmlitePool(limit or os.cpu_count() or 1, scratch) as pool:
             yield LlvmBackend(found, pool, scratch, environ, llvmlite_bytes)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        await keeper.close()
 
 
 def _grouped(works: Iterable[_Work]) -> list[list[_Work]]:

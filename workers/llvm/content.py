@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ContentError", "FileView", "Source", "open_file"]
+__all__ = ["ContentError", "FileView", "Source", "Stamp", "open_file", "stamp_of"]
 
 _HEAD = 1 << 16
 
@@ -61,6 +61,15 @@ class FileView:
 
 Source = bytes | memoryview | FileView
 """Bytes that can be cut into parts."""
+
+Stamp = tuple[int, int, int]
+"""Size, time of the last change and number of a file."""
+
+
+def stamp_of(path: str | Path) -> Stamp:
+    """What changes with a file's content. Raises `OSError`."""
+    found = os.stat(path)  # noqa: PTH116 (a `Path` for each of thousands takes longer than asking)
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Modules on their way into LTO: what is asked of them, and what becomes of one that has arrived.
 
 A raw module goes through one of LLVM's pre-link pipelines (`workers.llvm.toolchain_engine`). One that clang or rustc
-has already taken through one is taken as it is; its content is copied, because its file may change before it is
-merged or imported from. For fat LTO every module must end up in the part that is merged, whatever it was prepared for.
+has already taken through one is taken as it is. For ThinLTO that mostly is its own file: there may be hundreds, and
+whoever reads one later sees whether it changed. For fat LTO every module must end up in the part that is merged,
+whatever it was prepared for.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 
 from workers.errors import InternalError, ModuleError, RequestError
-from workers.llvm.bitcode import BitcodeError, read_header
-from workers.llvm.content import ContentError, open_file
+from workers.llvm.bitcode import BitcodeError, Header, read_header
+from workers.llvm.content import ContentError, Stamp, open_file, stamp_of
 from workers.llvm.fat_bitcode import make_regular
 from workers.llvm.inputs import inspect_content, llvm_content
 from workers.llvm.thin_bitcode import make_plain
@@ -41,10 +42,19 @@ from workers.work import (
     Target,
 )
 
-__all__ = ["AS_IS", "check_lto", "finish_pre_link", "is_as_is", "take_as_is"]
+__all__ = ["AS_IS", "PreLinked", "check_lto", "finish_pre_link", "is_as_is", "take_as_is"]
 
 AS_IS = Estimate(0.0, 0, "as is")
 """What it costs to take a module as it is: next to nothing, and least when many are taken at once."""
+
+
+@frozen
+class PreLinked:
+    """What inspection saw of a module that went through a pipeline: its header, and the stamp of its file if any."""
+
+    header: Header
+    stamp: Stamp | None
+
 
 _LLD_ARCHITECTURES = re.compile(
     r"aarch64(_be)?|amd64|arm.*|avr|hexagon|i[3-9]86|loongarch(32|64)|mips.*|msp430|powerpc.*|ppc.*|riscv(32|64)|s390x|"
@@ -79,16 +89,17 @@ def check_lto(options: CodegenOptions, target: Target, toolchain: Toolchain) -> 
         raise RequestError(f"LTO is done by ld.lld, which links ELF only and does not know '{triple}'")
 
 
-def is_as_is(pre_linked: bool, options: CodegenOptions) -> bool:
+def is_as_is(pre_linked: object | None, options: CodegenOptions) -> bool:
     """Whether a module needs no process on its way: it went through a pipeline, and nothing is asked beyond."""
-    return pre_linked and not options.extra_passes and options.target_triple is None
+    return pre_linked is not None and not options.extra_passes and options.target_triple is None
 
 
 async def take_as_is(items: Sequence[Optimize]) -> list[NeedsThinLto | NeedsFatLto | Failed]:
     """Take pre-linked modules as they are; one result each, in the order of `items`."""
-    if not items:
-        return []
-    return await trio.to_thread.run_sync(lambda: [_take(item) for item in items])
+    taken = [_take_file(item) for item in items]
+    if all(taken):
+        return [one for one in taken if one is not None]
+    return await trio.to_thread.run_sync(lambda: [one or _take(item) for one, item in zip(taken, items, strict=True)])
 
 
 async def finish_pre_link(item: Optimize, report: Report, output: Path) -> NeedsThinLto | NeedsFatLto | Failed:
@@ -108,6 +119,20 @@ def _arrive(item: Optimize, report: Report, output: Path) -> NeedsThinLto | Need
         message = f"cannot write {error.filename or item.bitcode}: {error.strerror or error}"
     problem = Diagnostic(Severity.ERROR, item.name, message)
     return _failed(item, report.seconds, report.peak_rss_bytes, (*report.diagnostics, problem))
+
+
+def _take_file(item: Optimize) -> NeedsThinLto | NeedsFatLto | None:
+    """Take a module's own file, where that is bitcode as a thin link needs it, and is what inspection saw."""
+    path, seen = item.module.content, item.pre_linked
+    if item.pre_link is not PreLink.THIN or not isinstance(path, Path) or not isinstance(seen, PreLinked):
+        return None
+    try:
+        # An object with bitcode inside is larger than that.
+        if seen.stamp != stamp_of(path) or seen.header.size != seen.stamp[0] or seen.header.is_unified:
+            return None
+    except OSError:
+        return None
+    return _result(NeedsThinLto, item, path.absolute(), seen.header.code_bytes, Report(False, 0.0, 0))
 
 
 def _take(item: Optimize) -> NeedsThinLto | NeedsFatLto | Failed:
@@ -143,11 +168,17 @@ def _settle(item: Optimize, content: bytes, code_bytes: int, report: Report) -> 
         content = make_plain(content)
     item.bitcode.parent.mkdir(parents=True, exist_ok=True)
     item.bitcode.write_bytes(content)
+    return _result(result, item, item.bitcode, code_bytes, report)
+
+
+def _result(
+    kind: type[NeedsThinLto | NeedsFatLto], item: Optimize, bitcode: Path, code_bytes: int, report: Report
+) -> NeedsThinLto | NeedsFatLto:
     module = item.module
     file = str(module.content) if isinstance(module.content, Path) else module.name
-    return result(
+    return kind(
         module=item.name,
-        bitcode=item.bitcode,
+        bitcode=bitcode,
         code_bytes=code_bytes,
         lazy=module.lazy,
         origin=module.origin or file,

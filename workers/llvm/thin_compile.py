@@ -73,8 +73,8 @@ class Tools:
     oom: OomWatch
 
 
-async def thin_compile(batch: Sequence[ThinCompile], tools: Tools) -> list[Finished | Failed]:
-    """Compile every item; the contract is `workers.thin.ThinLtoBackend`'s."""
+async def thin_compile(batch: Sequence[ThinCompile], tools: Tools, *, keep_going: bool) -> list[Finished | Failed]:
+    """Compile the items; the contract is `workers.thin.ThinLtoBackend`'s."""
     try:
         staging = Path(tempfile.mkdtemp(prefix="thin-", dir=tools.scratch)).absolute()
     except OSError as error:
@@ -82,13 +82,15 @@ async def thin_compile(batch: Sequence[ThinCompile], tools: Tools) -> list[Finis
         return [_Single(tools, item, tools.scratch).refused(message) for item in batch]
     try:
         shares = await together(batch, tools.scratch, staging)
-        results = []
+        results: list[Finished | Failed] = []
         for number, item in enumerate(batch):
             single = _Single(tools, item, staging / str(number))
             share = shares.get(item.name)
             if share is not None:
                 single.take(share)
             results.append(await single.compile())
+            if isinstance(results[-1], Failed) and not keep_going:
+                break
         return results
     finally:
         shutil.rmtree(staging, ignore_errors=True)

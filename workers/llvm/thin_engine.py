@@ -41,8 +41,10 @@ class ThinEngine:
 
     async def thin_link(self, item: ThinLink) -> ThinLinked | Failed:
         """Plan the link; the contract is `workers.thin.ThinLtoBackend`'s."""
-        return await thin_link(item, self._lines, self._tools.scratch, self._tools.oom)
+        return await thin_link(item, self._lines, self._tools.scratch, self._tools.oom, self._tools.versions)
 
-    async def thin_compile(self, batch: Sequence[ThinCompile]) -> Sequence[Finished | Failed]:
+    async def thin_compile(
+        self, batch: Sequence[ThinCompile], *, keep_going: bool = True
+    ) -> Sequence[Finished | Failed]:
         """Compile every item; the contract is `workers.thin.ThinLtoBackend`'s."""
-        return await thin_compile(batch, self._tools)
+        return await thin_compile(batch, self._tools, keep_going=keep_going)

@@ -29,6 +29,9 @@ _BATCH_SLACK = 20.0
 _CLANG_SECONDS = 0.012
 """What it takes to start clang, and to read and rewrite a shard for it."""
 
+_CLANG_VERIFIES = 0.03
+"""How much longer clang takes for a module: it verifies what it reads, and cannot be told not to."""
+
 
 @frozen
 class Share:
@@ -44,11 +47,12 @@ async def together(batch: Sequence[ThinCompile], scratch: Path, staging: Path) -
     """Make the objects of a batch in one process, if that is quicker; nothing of it is used unless all went well."""
     plan: ThinPlan = batch[0].link
     options = plan.item.options
-    if EmitKind.OBJECT not in options.emit or options.print_passes or len(batch) < 2:
-        return {}
-    if (plan.by_clang and len(batch) * _CLANG_SECONDS < plan.again_seconds) or plan.changed() is not None:
+    if EmitKind.OBJECT not in options.emit or options.print_passes or plan.changed() is not None:
         return {}
     work = sum(item.estimate.seconds for item in batch) or 1.0
+    by_clang = len(batch) * _CLANG_SECONDS + work * _CLANG_VERIFIES
+    if by_clang < plan.again_seconds if plan.by_clang else len(batch) < 2:
+        return {}
     limit = min(options.time_limit, _BATCH_SECONDS + _BATCH_SLACK * (work + plan.again_seconds))
     outputs, result = await run_lld(plan, batch, scratch, staging, limit)
     verdict = judge(

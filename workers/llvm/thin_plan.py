@@ -7,7 +7,6 @@ each shard gets that knowledge from the combined index, without which cc1's obje
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,19 +17,16 @@ from attrs import define, field
 from workers.errors import ModuleError
 from workers.llvm.bitcode import MODULE_BLOCK, BitcodeError, blocks
 from workers.llvm.bitstream import Block
-from workers.llvm.content import open_file
+from workers.llvm.content import Stamp, open_file, stamp_of
 from workers.llvm.index_shard import Index, read_index, rewrite_index
 from workers.llvm.lld_line import LldLine
 from workers.llvm.lto_flags import module_flag_names
 from workers.thin import ThinCompile, ThinLink
 from workers.work import count
 
-__all__ = ["LinkIndex", "Stamp", "ThinPlan", "shard_for", "stamp_of", "uses_pic"]
+__all__ = ["LinkIndex", "ThinPlan", "shard_for", "uses_pic"]
 
 _PIC_FLAG = b"PIC Level"
-
-Stamp = tuple[int, int, int]
-"""Size, time of the last change and number of a file."""
 
 
 @define(eq=False, kw_only=True)
@@ -107,12 +103,6 @@ class LinkIndex:
             used |= self._uses.get(paths[row.module], {}).get(row.guid, row.uses)
             told.add(row.guid)
         return sorted((used & self._local) - told)
-
-
-def stamp_of(path: str) -> Stamp:
-    """What changes with a file's content. Raises `OSError`."""
-    found = os.stat(path)  # noqa: PTH116 (a `Path` for each of thousands takes longer than asking)
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple[bytes, Sequence[Path]]:
