@@ -180,6 +180,62 @@ def test_many_users_and_many_errors_are_counted(wheel: Toolchain, tmp_path: Path
     assert len(explain_link(b"y" * 100_000, {})) < 20_000
 
 
+def test_what_lto_made_gives_way_to_the_modules_that_need_a_symbol() -> None:
+    names = {"/t/f0.o": "fat-lto.0", "/t/f1.o": "fat-lto.1", "/t/n.o": "native"}
+    stderr = b"""ld.lld: error: undefined symbol: gone
+>>> referenced by ld-temp.o
+>>>               /t/f0.o:(main)
+>>> referenced by b.c:12 (dir/b.c:12)
+>>>               /t/f1.o:(twice)
+>>> referenced by n.c
+>>>               /t/n.o:(natively)
+>>> referenced 7 more times
+>>> did you mean: gono
+>>> defined in: /t/f1.o
+
+ld.lld: error: undefined symbol: synthetic
+>>> referenced by ld-temp.o
+>>>               /t/f0.o:(main)
+"""
+    text = explain_link(stderr, names, needs={"gone": ("a", "b")}, made={"fat-lto.0", "fat-lto.1"})
+    assert text.splitlines() == [
+        "ld.lld: error: undefined symbol: gone",
+        ">>> referenced by b.c:12 (dir/b.c:12)",
+        ">>> referenced by n.c",
+        ">>>               native:(natively)",
+        ">>> did you mean: gono",
+        ">>> used by module a",
+        ">>> used by module b",
+        "ld.lld: error: undefined symbol: synthetic",
+        ">>> referenced by ld-temp.o",
+        ">>>               fat-lto.0:(main)",
+    ]
+
+
+def test_an_importer_is_not_taken_for_the_module_that_needs_a_symbol(wheel: Toolchain, tmp_path: Path) -> None:
+    source = "int gone(void); int f(void) { return gone(); }"
+    modules = {"user": compile_c(wheel, source, tmp_path / "user.bc", *BITCODE)}
+    modules["importer"] = compile_c(wheel, "int f(void); int g(void) { return f(); }", tmp_path / "i.bc", *BITCODE)
+    names = {f"/t/{name}.o": name for name in modules}
+    stderr = b"""ld.lld: error: undefined symbol: gone
+>>> referenced by i.c
+>>>               /t/importer.o:(g)
+>>> referenced by user.c
+>>>               /t/user.o:(f)
+>>> referenced by user.c
+>>>               /t/user.o:(f)
+>>> did you mean: f
+>>> defined in: /t/importer.o
+"""
+    assert explain_link(stderr, names, modules, made=modules).splitlines() == [
+        "ld.lld: error: undefined symbol: gone",
+        ">>> referenced by user.c",
+        ">>>               user:(f)",
+        ">>> did you mean: f",
+        ">>> defined in: importer",
+    ]
+
+
 def test_names_replace_whole_paths_only() -> None:
     names = {"/t/m/a.o": "a", "/t/m/a.o.1.o": "b", "/t/m": "never", "/t/out": "prog"}
     stderr = b"ld.lld: warning: /t/m/a.o.1.o: /t/m/a.o:(.text) /t/outer /t/m/c.o /t/out\n\n\xff\n"

@@ -39,10 +39,11 @@ def partition_name(number: int) -> str:
 class FatLink:
     """Work item: merge the modules in `files`, internalise, optimise as a whole, and split for codegen.
 
-    `files` are in the order of the link; native objects take part in the resolution of symbols. Without `link` (or for
-    a static library) every symbol stays visible, unless `exports` says which. `partitions` is how many to split into,
-    `None` leaves it to the backend, which must not look at the machine or its load for that. Partitions go to
-    `directory`, which is the build's own and outlives them; artifacts go to `out_dir`.
+    `files` are in the order of the link; native ones take part in the resolution of symbols. Without `link` (or for
+    a static library) every symbol stays visible, unless `exports` says which; where every symbol stays visible, there
+    are only modules and objects of modules. `partitions` is how many to split into, `None` leaves it to the backend,
+    which must not look at the machine or its load for that. Partitions go to `directory`, which is the build's own and
+    outlives them; artifacts go to `out_dir`.
     """
 
     files: tuple[NeedsFatLto | LinkFile, ...] = field(repr=count)

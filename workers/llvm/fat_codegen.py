@@ -6,6 +6,7 @@ kept: what the program does not need is gone by then.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
@@ -15,6 +16,7 @@ from workers.action import Action, ActionResult, run
 from workers.errors import InternalError
 from workers.fat import FatPartition
 from workers.llvm.failures import judge
+from workers.llvm.fat_crash import place_of_crash
 from workers.llvm.fat_symbols import Promotion, rename_promoted
 from workers.llvm.one_module import Tools, is_foreign
 from workers.llvm.passes import PassReader
@@ -33,6 +35,7 @@ from workers.work import (
     Severity,
     Step,
     artifact_path,
+    count,
 )
 
 __all__ = ["FatProgram", "fat_codegen"]
@@ -52,13 +55,15 @@ class FatProgram:
     """What the parts of one program have in common: how code is generated for them, and where it goes.
 
     `arguments` are lld's, `pipeline` is what it runs before (`None`: nothing is left to run), `names` are those that
-    symbols keep in objects (`None`: all), `time_limit` is in seconds for one part.
+    symbols keep in objects (`None`: all), `owners` the modules that symbols are defined in, as far as that is clear;
+    `time_limit` is in seconds for one part.
     """
 
     options: CodegenOptions
     arguments: tuple[str, ...]
     pipeline: str | None
     names: Promotion | None
+    owners: Mapping[str, str] = field(repr=count)
     triple: str
     out_dir: Path
     reproducer_dir: Path
@@ -185,7 +190,12 @@ class _Part:
             out_of_memory=result.signal is not None and self.tools.oom.killed_again(),
         )
         if verdict.fault:
-            await trio.to_thread.run_sync(self.reproduce, verdict.messages[0].text, action, result)
+            message = verdict.messages[0].text
+            again = evolve(action, inputs={name: result.directory / name for name in action.inputs})
+            place = await place_of_crash(again, result, self.tools.scratch)
+            if place is not None:
+                message = f"{message}\n{place.described(self.program.owners)}"
+            await trio.to_thread.run_sync(self.reproduce, message, action, result)
         else:
             name = self.partition.name
             self.diagnostics += [Diagnostic(one.severity, name, one.text) for one in verdict.messages]

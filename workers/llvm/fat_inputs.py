@@ -16,9 +16,6 @@ from workers.work import Estimate, LinkFile, LinkKind, NeedsFatLto, count
 
 __all__ = ["Survey", "code_bytes", "estimate_merge", "estimate_part", "path_of", "survey"]
 
-_USERS = 20
-"""Modules that are remembered for a symbol that nobody defines."""
-
 # Seen at -O2 with the wheel's lld, for programs of 0.1 to 6 MB of functions.
 _START_SECONDS = 0.03
 _MERGE_SECONDS_PER_BYTE = 2e-6
@@ -53,12 +50,13 @@ def path_of(file: NeedsFatLto | LinkFile) -> Path:
 @frozen
 class Survey:
     """What is special about the modules: whether the pipeline may be cut, which names parts keep (`None`: nobody
-    knows), and which modules need what none of them defines.
+    knows), which modules need what none of them defines, and the owners of what only one of them defines.
     """
 
     is_ordinary: bool = False
     names: Promotion | None = None
     needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
+    owners: Mapping[str, str] = field(factory=dict, repr=count)
 
 
 def survey(item: FatLink) -> Survey:
@@ -66,6 +64,7 @@ def survey(item: FatLink) -> Survey:
     ordinary = True
     symbols: list[Symbol] = []
     needs: dict[str, list[str]] = {}
+    owners: dict[str, str | None] = {}
     try:
         for file in item.files:
             if isinstance(file, NeedsFatLto):
@@ -78,6 +77,8 @@ def survey(item: FatLink) -> Survey:
                 for symbol in found:
                     if symbol.undefined:
                         needs.setdefault(symbol.name, []).append(file.module)
+                    else:
+                        owners[symbol.name] = None if symbol.name in owners else file.module
     except (OSError, BitcodeError):
         return Survey()
     for symbol in symbols:
@@ -87,5 +88,6 @@ def survey(item: FatLink) -> Survey:
     return Survey(
         ordinary,
         promotion(symbols, frozenset(item.exports), is_final=is_final),
-        {name: tuple(sorted(set(users))[:_USERS]) for name, users in needs.items()},
+        {name: tuple(sorted(set(users))) for name, users in needs.items()},
+        {name: owner for name, owner in owners.items() if owner is not None},
     )

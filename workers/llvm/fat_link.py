@@ -24,6 +24,7 @@ from workers.llvm.bitcode import is_complete
 from workers.llvm.content import ContentError, open_file
 from workers.llvm.failures import judge
 from workers.llvm.fat_codegen import FatProgram
+from workers.llvm.fat_crash import Place, place_of_crash
 from workers.llvm.fat_inputs import Survey, code_bytes, estimate_part, path_of, survey
 from workers.llvm.fat_options import lto_options, own_options, partition_count, relocation_options
 from workers.llvm.fat_pipeline import Halves, level_options
@@ -34,7 +35,7 @@ from workers.llvm.link_messages import explain_link
 from workers.llvm.lld_line import LldLine, LldLines, in_directory
 from workers.llvm.one_module import Tools
 from workers.llvm.passes import PassReader
-from workers.llvm.reproducer import Reproducer, write_reproducer
+from workers.llvm.reproducer import Reproducer, taken_along, write_reproducer
 from workers.llvm.toolchain import LLVM_MAJOR
 from workers.target import same_target
 from workers.work import (
@@ -42,6 +43,7 @@ from workers.work import (
     Diagnostic,
     Engine,
     Failed,
+    LinkFile,
     NeedsFatLto,
     Severity,
     Step,
@@ -52,6 +54,9 @@ __all__ = ["fat_link"]
 _POLL_SECONDS = 0.02
 
 _HOUR = 3600.0
+
+_USERS = 20
+"""Modules that are remembered for a symbol that nobody defines."""
 
 _PROGRAM = "program"
 _PART = re.compile(rf"{_PROGRAM}\.(\d+)\.\d+\.precodegen\.bc")
@@ -131,6 +136,7 @@ class _Merge:
             arguments=(*arguments, *relocation_options(options, item.link, self.line)),
             pipeline=None if self.halves is None else self.halves.part,
             names=self.survey.names if self.count > 1 else None,
+            owners=self.survey.owners,
             triple=triple,
             out_dir=item.out_dir,
             reproducer_dir=item.reproducer_dir,
@@ -178,7 +184,7 @@ class _Merge:
         warnings = (Diagnostic(Severity.WARNING, item.name, warning),) if warning else ()
         seconds = trio.current_time() - self.started
         return FatLinked(
-            item.name, self.count, unneeded, seconds, self.peak, warnings, tuple(reader.passes), self.survey.needs
+            item.name, self.count, unneeded, seconds, self.peak, warnings, tuple(reader.passes), self.needs(unneeded)
         )
 
     def argv(self, files: Sequence[str], directory: Path, response: Path | None) -> tuple[str, ...]:
@@ -233,6 +239,13 @@ class _Merge:
         taken = {row.split(b"\t")[1] for row in rows if row.count(b"\t") >= 2}
         return tuple(file.module for file in lazy if bytes(path_of(file)) not in taken)
 
+    def needs(self, unneeded: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """What the modules that take part need and none of them defines."""
+        idle = frozenset(unneeded)
+        rows = self.survey.needs.items()
+        left = {symbol: tuple(user for user in users if user not in idle)[:_USERS] for symbol, users in rows}
+        return {symbol: users for symbol, users in left.items() if users}
+
     async def problem(self, action: Action, result: ActionResult) -> Diagnostic | None:
         """What is wrong with the merge, in terms of modules."""
         verdict = judge(
@@ -246,14 +259,24 @@ class _Merge:
         if not verdict.failed:
             return None
         if verdict.fault:
-            return await trio.to_thread.run_sync(self.reproduced, verdict.messages[0].text, action, result)
+            place = await self.place_of_crash(action, result)
+            message = verdict.messages[0].text + (f"\n{place.described(self.survey.owners)}" if place else "")
+            return await trio.to_thread.run_sync(self.reproduced, message, action, result)
         if verdict.passing:
             return self.error(verdict.messages[0].text)
         return self.error(await trio.to_thread.run_sync(self.explained, result))
 
+    async def place_of_crash(self, action: Action, result: ActionResult) -> Place | None:
+        """Where lld was when it crashed. Raises `OSError`."""
+        place = Path(tempfile.mkdtemp(prefix="again-", dir=self.directory))  # parts that are there may be in use
+        argv = self.argv([str(path_of(file)) for file in self.item.files], place, place / "files.rsp")
+        again = evolve(action, argv=in_directory(self.line.directory, argv))
+        return await place_of_crash(again, result, self.tools.scratch)
+
     def not_merged(self) -> str:
         """Which modules that lld found itself may be for ThinLTO."""
-        named = () if self.item.link is None else self.item.link.inputs
+        named = [file.path for file in self.item.files if isinstance(file, LinkFile) and file.given]
+        named += () if self.item.link is None else self.item.link.inputs
         found = [
             module.name
             for module in read_inputs(list(dict.fromkeys(named)), lambda: b"").modules
@@ -274,12 +297,13 @@ class _Merge:
     def reproduced(self, message: str, action: Action, result: ActionResult) -> Diagnostic:
         """The diagnostic of a fault, with the modules and the command in its reproducer."""
         item = self.item
-        inputs = {f"modules/{number}{path_of(file).suffix}": path_of(file) for number, file in enumerate(item.files)}
+        modules = {f"modules/{number}{path_of(file).suffix}": path_of(file) for number, file in enumerate(item.files)}
+        argv, inputs = taken_along(self.argv(list(modules), Path(), None), self.tools.scratch)
         reproducer = Reproducer(
             module=item.name,
             message=message,
-            argv=self.argv(list(inputs), Path(), None),
-            inputs=inputs,
+            argv=argv,
+            inputs={**modules, **inputs},
             stderr=result.stderr,
             versions=self.tools.versions(),
             hang=action.time_limit if result.timed_out else None,
