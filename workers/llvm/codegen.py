@@ -166,15 +166,19 @@ class LlvmBackend:
 
     async def compile(self, batch: Sequence[Optimize]) -> Sequence[_Result]:
         """Compile every item; the contract is `workers.backend.CodegenBackend`'s."""
-        results: dict[int, _Result] = {}
+        as_is = [index for index, item in enumerate(batch) if _is_as_is(item)]
+        taken = await take_as_is([batch[index] for index in as_is])
+        results: dict[int, _Result] = dict(zip(as_is, taken, strict=True))
+        if len(results) == len(batch):
+            return taken
         try:
             staging = Path(tempfile.mkdtemp(prefix="staging-", dir=self._scratch))
         except OSError as error:
             message = f"cannot make temporary files in {self._scratch}: {error.strerror}"
-            return [_failed(item, item.options.engine, message) for item in batch]
+            return [
+                results.get(index) or _failed(item, item.options.engine, message) for index, item in enumerate(batch)
+            ]
         try:
-            as_is = [index for index, item in enumerate(batch) if _is_as_is(item)]
-            results.update(zip(as_is, await take_as_is([batch[index] for index in as_is]), strict=True))
             for group in _grouped(self._start(batch, staging, results)):
                 for work, report, engine in await self._compile_group(group):
                     results[work.index] = await _finish(work.task, report, engine)
