@@ -76,7 +76,7 @@ def test_a_table_says_what_is_defined_and_what_is_needed(wheel: Toolchain, tmp_p
         "common": Symbol("common", **none | {"common": True}),
         "local": Symbol("local", **none),
         "pointer": Symbol("pointer", **none),
-        "hidden": Symbol("hidden", **none | {"local": True}),
+        "hidden": Symbol("hidden", **none | {"local": True, "called_by_name": True}),
         "needed": Symbol("needed", **none | {"undefined": True}),
         "größe \\ of it": Symbol("größe \\ of it", **none | {"undefined": True}),
         "in_assembly": Symbol("in_assembly", **none),

@@ -11,6 +11,7 @@ from workers.fat import FatLink
 from workers.llvm.bitcode import BitcodeError
 from workers.llvm.fat_pipeline import is_ordinary
 from workers.llvm.fat_symbols import Promotion, promotion
+from workers.llvm.fat_ties import Ties
 from workers.llvm.irsymtab import Symbol, read_symbols
 from workers.work import Estimate, LinkFile, LinkKind, NeedsFatLto, count
 
@@ -57,6 +58,8 @@ class Survey:
     names: Promotion | None = None
     needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
     owners: Mapping[str, str] = field(factory=dict, repr=count)
+    together: str | None = None
+    """Why the program must not be split, in words."""
 
 
 def survey(item: FatLink) -> Survey:
@@ -65,14 +68,16 @@ def survey(item: FatLink) -> Survey:
     symbols: list[Symbol] = []
     needs: dict[str, list[str]] = {}
     owners: dict[str, str | None] = {}
+    ties = Ties()
     try:
         for file in item.files:
             if isinstance(file, NeedsFatLto):
                 content = file.bitcode.read_bytes()
                 ordinary = ordinary and is_ordinary(content)
                 found = read_symbols(content)
+                ties.add(file.module, content, found or ())
                 if found is None:
-                    return Survey()
+                    return Survey(together=ties.why())
                 symbols += found
                 for symbol in found:
                     if symbol.undefined:
@@ -90,4 +95,5 @@ def survey(item: FatLink) -> Survey:
         promotion(symbols, frozenset(item.exports), is_final=is_final),
         {name: tuple(sorted(set(users))) for name, users in needs.items()},
         {name: owner for name, owner in owners.items() if owner is not None},
+        ties.why(),
     )

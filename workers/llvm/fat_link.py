@@ -125,6 +125,8 @@ class _Merge:
                 failure = error
         if failure is not None:
             raise failure
+        if item.partitions is None and self.survey.together is not None:
+            self.count = 1
         arguments = (*lto_options(options), *own_options(self.line))
         # With one part there is nothing that could be done at the same time.
         if self.survey.is_ordinary and self.count > 1:
@@ -180,8 +182,10 @@ class _Merge:
             self.hand_on(number, parts[number])
         for path in self.directory.glob(f"{_PROGRAM}*.s"):
             path.unlink()
-        warning = await trio.to_thread.run_sync(self.explained, result)
-        warnings = (Diagnostic(Severity.WARNING, item.name, warning),) if warning else ()
+        texts = [await trio.to_thread.run_sync(self.explained, result)]
+        if self.count > 1 and self.survey.together is not None:
+            texts.append(f"it is split as asked for, and might be another program: {self.survey.together}")
+        warnings = tuple(Diagnostic(Severity.WARNING, item.name, text) for text in texts if text)
         seconds = trio.current_time() - self.started
         return FatLinked(
             item.name, self.count, unneeded, seconds, self.peak, warnings, tuple(reader.passes), self.needs(unneeded)

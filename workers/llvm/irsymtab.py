@@ -30,6 +30,7 @@ _HEADER = struct.Struct("<9I")
 _SYMBOL = struct.Struct("<6I")
 
 _UNDEFINED, _COMMON, _GLOBAL, _FORMAT_SPECIFIC = (1 << bit for bit in (3, 5, 10, 11))
+_USED_CODE = 1 << 7 | 1 << 13
 
 
 @frozen
@@ -41,6 +42,8 @@ class Symbol:
     common: bool
     local: bool = False
     """Only its module knows it."""
+    called_by_name: bool = False
+    """A function that is marked as used: assembly may name it."""
 
 
 def read_symbols(data: Source) -> tuple[Symbol, ...] | None:
@@ -80,6 +83,7 @@ def _symbols(table: bytes, strings: bytes) -> tuple[Symbol, ...] | None:
             bool(flags & _UNDEFINED),
             bool(flags & _COMMON),
             not flags & _GLOBAL,
+            flags & _USED_CODE == _USED_CODE,
         )
         for begin, size, _, _, _, flags in _SYMBOL.iter_unpack(rows)
         if not flags & _FORMAT_SPECIFIC
