@@ -9,7 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -294,18 +294,6 @@ async def test_llvmlite_refuses_what_only_clang_resolves(backend: LlvmBackend, t
     (result,) = await _compile(backend, _item(GOOD_IR, evolve(options, engine=Engine.AUTO), tmp_path))
     assert isinstance(result, Finished), result
     assert result.engine is Engine.TOOLCHAIN
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for an input and no more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system takes more rights than this test has")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("taken", [200, 252, 256])

@@ -476,6 +476,16 @@ async def test_outputs_that_are_links_or_devices_stay_what_they_are(
     assert message == f"{tmp_path / 'fifo'}: it is a FIFO"
 
 
+async def test_a_full_disk_is_said(
+    wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path, small_disk: Path
+) -> None:
+    big = ("big", compile_c(wheel, "char table[400000] = {1};", tmp_path / "big.o"))
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    work = item([*objects, big], LinkKind.SHARED, small_disk / "x.so")
+    assert await failure(work, wheel, tmp_path, environ) == f"no space left on {small_disk}"
+    assert list(small_disk.iterdir()) == []
+
+
 async def test_a_place_that_cannot_be_written_is_named_as_the_user_named_it(
     wheel: Toolchain, objects: Sequence[tuple[str, Path]], tmp_path: Path
 ) -> None:

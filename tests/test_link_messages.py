@@ -76,11 +76,11 @@ def test_a_table_says_what_is_defined_and_what_is_needed(wheel: Toolchain, tmp_p
         "common": Symbol("common", **none | {"common": True}),
         "local": Symbol("local", **none),
         "pointer": Symbol("pointer", **none),
-        "hidden": Symbol("hidden", **none | {"local": True, "called_by_name": True}),
+        "hidden": Symbol("hidden", **none | {"local": True}),
         "needed": Symbol("needed", **none | {"undefined": True}),
         "größe \\ of it": Symbol("größe \\ of it", **none | {"undefined": True}),
         "in_assembly": Symbol("in_assembly", **none),
-        "called_from_assembly": Symbol("called_from_assembly", **none | {"undefined": True}),
+        "called_from_assembly": Symbol("called_from_assembly", **none | {"undefined": True, "called_by_name": True}),
     }
 
 

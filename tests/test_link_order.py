@@ -68,6 +68,7 @@ SOURCES = {
         const char *__real_who(void);
         const char *__wrap_who(void) { return __real_who()[0] == 'b' ? "wrapped" : ""; }
     """,
+    "wrapping.o": 'const char *__wrap_who(void) { return "wrapped"; }',
     "idle.bc": "int idle;",
 }
 ARCHIVES = {
@@ -76,6 +77,7 @@ ARCHIVES = {
     "lib-bb.a": ["bb.bc"],
     "lib-nn.a": ["nn.o"],
     "lib-ob.a": ["ob.bc"],
+    "lib-wrap.a": ["wrap.o"],
     "lib-on.a": ["on.o"],
     "lib-chain-n.a": ["chain.o"],
     "lib-chain-b.a": ["chain.bc"],
@@ -163,7 +165,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         compile_to(place / name, source)
     for name, members in ARCHIVES.items():
         subprocess.run([zig(), "ar", "qcs", name, *members], cwd=place, check=True)
-    subprocess.run([zig(), "ld.lld", "-shared", "shared.o", "-o", "n.so"], cwd=place, check=True)
+    for name, member in (("n.so", "shared.o"), ("wrapping.so", "wrapping.o")):
+        subprocess.run([zig(), "ld.lld", "-shared", member, "-o", name], cwd=place, check=True)
     return place
 
 
@@ -354,9 +357,10 @@ async def test_thin_local_leaves_symbols_visible_in_a_program(samples: Path, tmp
         assert (b".text.other" in (tmp_path / "out" / "bb.o").read_bytes()) is visible
 
 
+@pytest.mark.parametrize("wrapper", ["wrap.o", "lib-wrap.a", "wrapping.so", None])
 @MODES
-async def test_calls_that_the_linker_redirects_are_not_inlined(
-    lto: ThinLto | FatLto | None, samples: Path, tmp_path: Path
+async def test_calls_that_the_linker_redirects_go_where_it_says(
+    lto: ThinLto | FatLto | None, wrapper: str | None, samples: Path, tmp_path: Path
 ) -> None:
     link = LinkOptions(LinkKind.EXECUTABLE, tmp_path / "program", arguments=("-Wl,--wrap=who",))
     async with open_coordinator(jobs=2, environ=dict(os.environ)) as coordinator:
@@ -364,6 +368,10 @@ async def test_calls_that_the_linker_redirects_are_not_inlined(
             async with coordinator.build(BuildConfig(out_dir=tmp_path / "out", lto=lto, link=link)) as build:
                 await build.submit(Module("main", samples / "main.bc"))
                 await build.submit(Module("b", samples / "b.bc"))
-                build.add_native(samples / "wrap.o")
+                if wrapper is None:
+                    with pytest.raises(BuildFailed, match="undefined symbol: __wrap_who"):
+                        await build.finish()
+                    return
+                build.add_native(samples / wrapper)
                 await build.finish()
             assert await printed(link.output) == "wrapped"

@@ -281,6 +281,21 @@ async def test_what_drivers_refuse_is_said_in_their_words(wheel: Toolchain, scra
         await ask(without, LinkKind.EXECUTABLE, "-Wl,--no-such-thing")
 
 
+def test_options_with_values_are_found_in_all_their_spellings(tmp_path: Path) -> None:
+    line = LldLine(tmp_path, {}, ("lld", "--wrap=a", "-wrap", "b", "--wrapped=x"), ("-wrap=c", "--wrap", "d"))
+    assert line.option("wrap") == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("value", ["ALL", "libx.a", "libz.a,libx.a", "libz.a:libx.a"])
+def test_what_has_no_effect_on_members_is_refused(tmp_path: Path, value: str) -> None:
+    line = LldLine(tmp_path, {}, ("lld",), (f"--exclude-libs={value}",))
+    line.check_members([])
+    with pytest.raises(DriverError, match="no effect on lib/libx/m,"):
+        line.check_members(["lib/libx/m"])
+    if value != "ALL":
+        line.check_members(["liby/m", "libx"])
+
+
 def test_very_many_files_go_through_a_file(tmp_path: Path) -> None:
     line = LldLine(tmp_path, {}, ("lld",), ("tail",))
     few = [("a", False), ("b", True), ("c", True), ("d", False), ("e", True)]

@@ -585,7 +585,7 @@ async def test_bitcode_among_the_libraries_is_refused_and_nothing_is_written_bes
         with trio.fail_after(60):
             result = await site.engine.thin_link(item)
         assert isinstance(result, Failed)
-        assert f"{library.bitcode} is bitcode" in result.diagnostics[0].message
+        assert f"{library.bitcode} is bitcode that an argument" in result.diagnostics[0].message
         assert list(theirs.iterdir()) == [library.bitcode]
 
 

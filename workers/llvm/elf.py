@@ -12,7 +12,7 @@ from attrs import frozen
 from workers.llvm.content import Source, open_file
 from workers.llvm.sections import ObjectError, ObjectType, Section, take
 
-__all__ = ["exclude_as", "is_shared_library", "object_type", "sections"]
+__all__ = ["exclude_as", "is_shared_library", "object_type", "sections", "symbol_names"]
 
 _TYPES = {1: ObjectType.RELOCATABLE, 2: ObjectType.EXECUTABLE, 3: ObjectType.SHARED, 4: ObjectType.CORE}
 _SHT_NOBITS = 8
@@ -51,6 +51,9 @@ class _Table:
 # Byte order is set on use. `x` skips what nobody reads.
 _FORMATS = {1: ("16xH14xI10xHHH", "II8xIII12x", "IIIIII"), 2: ("16xH22xQ10xHHH", "II16xQQI20x", "IIQQQQ")}
 
+_SYMBOL = {1: "I12x", 2: "I20x"}
+"""By the class of the file: the name of a symbol."""
+
 
 def is_shared_library(head: bytes) -> bool:
     """Whether a file that begins with `head`, 18 bytes or more, is a shared library, as far as that tells."""
@@ -82,6 +85,19 @@ def sections(source: Source, wanted: Set[bytes]) -> Iterator[Section]:
             for text in wanted:
                 if table.names.startswith(text + b"\0", name):
                     yield Section(text, offset, size, begin + at)
+
+
+def symbol_names(data: bytes) -> frozenset[bytes]:
+    """The names of the symbols that an object has and needs. Raises `ObjectError` where it is damaged."""
+    found = {section.name: section for section in sections(data, {b".symtab", b".strtab"})}
+    if len(found) != 2:
+        return frozenset()
+    table, strings = found[b".symtab"], found[b".strtab"]
+    symbol = struct.Struct(("<" if data[5] == 1 else ">") + _SYMBOL[data[4]])
+    names = _take(data, strings.offset, strings.size, "its names")
+    rows = _take(data, table.offset, table.size // symbol.size * symbol.size, "its symbol table")
+    starts = (start for (start,) in symbol.iter_unpack(rows) if start)
+    return frozenset(names[start : names.find(b"\0", start)] for start in starts)
 
 
 def exclude_as(path: Path, section: Section, name: bytes) -> None:

@@ -125,6 +125,7 @@ class _Merge:
                 failure = error
         if failure is not None:
             raise failure
+        self.line.check_members(file.module for file in item.files if file.lazy and isinstance(file, NeedsFatLto))
         if item.partitions is None and self.survey.together is not None:
             self.count = 1
         arguments = (*lto_options(options), *own_options(self.line))
@@ -289,7 +290,7 @@ class _Merge:
         which = f": {', '.join(sorted(found))}" if found else ""
         return (
             f"archives or objects that the link names bring modules that are prepared for ThinLTO{which}; "
-            "name their files as inputs instead, or ask for ThinLTO"
+            "name their files as inputs instead"
         )
 
     def explained(self, result: ActionResult) -> str:

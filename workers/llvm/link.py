@@ -10,7 +10,10 @@ own beside its destination (beside what a symbolic link points to) and is moved 
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,11 +25,12 @@ from attrs import frozen
 
 from workers.action import Action, ActionResult, run
 from workers.keeper import unused_name, watched
-from workers.llvm.elf import is_shared_library
+from workers.llvm.elf import is_shared_library, symbol_names
 from workers.llvm.failures import describe_signal
 from workers.llvm.link_driver import DriverError, check_link, choose_archiver
 from workers.llvm.link_messages import explain_link
 from workers.llvm.lld_line import LldLines, in_directory, through_file
+from workers.llvm.sections import ObjectError
 from workers.llvm.toolchain import Toolchain
 from workers.placing import landing, place
 from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity, Step
@@ -37,6 +41,9 @@ _LINK_SECONDS = 3600.0
 """When a linker counts as hung. The limit of the options is for one module; a link may be all of them at once."""
 
 _PREFIX = ".ltod-link-"
+
+_FULL_BYTES = 1024 * 1024
+"""A disk with less than this is as good as full."""
 
 _NOTEWORTHY_SECONDS = 5.0
 """From here on a link is explained."""
@@ -174,9 +181,27 @@ def _lay_out(item: Link, scratch: Path) -> tuple[list[str], dict[str, str]]:
 async def _program(item: Link, lines: LldLines, files: Sequence[str], output: Path, scratch: Path) -> _Command:
     paths = [Path(path) for path in files]
     line = await lines.line(item.link, item.exports, paths, item.options, item.target)
+    line.check_members(file.module for file in item.objects if file.lazy and not file.given)
     pairs = [(path, file.lazy) for path, file in zip(files, item.objects, strict=True)]
-    argv = line.argv(pairs, str(output), response=scratch / "objects.rsp")
+    wanted = await trio.to_thread.run_sync(_wrappers, item, line.option("wrap"))
+    argv = line.argv(pairs, str(output), [f"--undefined={name}" for name in wanted], scratch / "objects.rsp")
     return _Command(argv, line.directory, {**line.environment, "TMPDIR": str(scratch)}, line.remarks, line.note)
+
+
+def _wrappers(item: Link, wrapped: Sequence[str]) -> list[str]:
+    """The wrappers (`--wrap`) of symbols in objects out of LTO.
+
+    LTO makes wrapped symbols weak, lest it draws conclusions from them, and so a linker that sees its objects would
+    neither look for the wrapper in archives nor miss it. A linker that does LTO itself knows better.
+    """
+    named: set[bytes] = set()
+    for file in item.objects if wrapped else ():
+        if file.module in item.from_lto:
+            try:
+                named |= symbol_names(file.path.read_bytes())
+            except ObjectError as error:
+                raise OSError(errno.EIO, f"the object of {file.module} is {error}", str(file.path)) from error
+    return [f"__wrap_{name}" for name in dict.fromkeys(wrapped) if os.fsencode(name) in named]
 
 
 def _archive(
@@ -215,11 +240,18 @@ def _problem(result: ActionResult, output: Path) -> str | None:
     if result.timed_out:
         return f"the linker was still running after {_LINK_SECONDS:g} s"
     if result.signal is not None:
+        if result.signal == signal.SIGBUS and _is_full(output.parent):
+            return f"no space left on {output.parent.parent}"  # lld writes into memory that stands for the file
         how = describe_signal(result.signal, out_of_memory=False, peak_rss_bytes=result.peak_rss_bytes)
         return f"the linker {how}"
     if result.status != 0:
         return f"linking failed (exit status {result.status})"
     return None if output.is_file() else "the linker ended with status 0 and did not write its output"
+
+
+def _is_full(directory: Path) -> bool:
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize < _FULL_BYTES
 
 
 def _remarks(item: Link, texts: Sequence[str], note: str | None) -> tuple[Diagnostic, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -57,6 +58,30 @@ class LldLine:
     remarks: str = ""
     note: str | None = None
     takes_all: bool = False
+
+    def option(self, name: str) -> list[str]:
+        """The values of an option that takes one, in the spellings that lld knows, in order."""
+        found = []
+        words = iter((*self.head, *self.tail))
+        for word in words:
+            key, equals, value = word.partition("=")
+            if key in (f"--{name}", f"-{name}"):
+                found.append(value if equals else next(words, ""))
+        return found
+
+    def check_members(self, modules: Iterable[str]) -> None:
+        """Refuse what is about archives and would have no effect on `modules`, members that are linked one by one.
+
+        Raises `DriverError`.
+        """
+        excluded = {word for value in self.option("exclude-libs") for word in re.split("[,:]", value)}
+        for module in modules if excluded else ():
+            archives = {f"{part}.a" for part in module.split("/")[:-1]}
+            if "ALL" in excluded or archives & excluded:
+                raise DriverError(
+                    f"--exclude-libs would have no effect on {module}, which is linked by itself and not as a member "
+                    "of its archive: say what is to be visible with --export, or with a version script"
+                )
 
     def argv(
         self,

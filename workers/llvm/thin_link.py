@@ -123,6 +123,7 @@ async def thin_link(
             item.options,
             item.target,
         )
+        line.check_members(file.module for file in item.files if file.lazy and isinstance(file, NeedsThinLto))
         output, regular = directory / _OUTPUT, directory / _REGULAR
         files = tuple((path, lazy and not _takes_all(item)) for path, lazy in layout.files)
         extra = lto_arguments(item.options, item.link)
@@ -241,7 +242,7 @@ def _finish(item: ThinLink, layout: _Layout, plan: ThinPlan, directory: Path, re
     """Read what lld wrote. Raises `DriverError`, `OSError` where it is not what it should be."""
     indexes = _under(directory / _INDEXES, directory / _MODULES)
     listed = (directory / "list").read_bytes()
-    _refuse_others(directory / _INDEXES, indexes, listed)
+    _refuse_others(directory / _INDEXES, indexes, listed, plan.line.directory)
     names = [layout.numbers[int(number)] for number in _LISTED.findall(listed)]
     plan.order = {name: position for position, name in enumerate(names)}
     compiles, unneeded = [], []
@@ -280,7 +281,7 @@ def _under(parent: Path, path: Path) -> Path:
     return Path(f"{parent}/{path}")
 
 
-def _refuse_others(parent: Path, own: Path, listed: bytes) -> None:
+def _refuse_others(parent: Path, own: Path, listed: bytes, working: Path) -> None:
     """Refuse bitcode that came into the link by another way, for nobody would compile it. Raises `DriverError`."""
     for directory, _, files in os.walk(parent):
         for name in files if Path(directory) != own else ():
@@ -290,8 +291,14 @@ def _refuse_others(parent: Path, own: Path, listed: bytes) -> None:
             shown = str(path).removesuffix(_SHARD_SUFFIX)
             # lld has left out what is neither for ThinLTO nor for the regular part.
             if not path.stat().st_size or os.fsencode(Path(shown).name) + b"\n" in listed:
-                shown = shown.removeprefix(str(parent))
-                raise DriverError(f"{shown} is bitcode, which the linker was given as a library: give it as a module")
+                # The indexes of absolute and relative paths are in one place.
+                shown = shown.removeprefix(f"{parent}/")
+                file = shown.partition("(")[0]
+                shown = shown if (working / file).exists() else f"/{shown}"
+                raise DriverError(
+                    f"{shown} is bitcode that an argument for the linker brings in (a library, a script): "
+                    "name its file as an input instead"
+                )
 
 
 def _compile(file: NeedsThinLto, shard: Path, layout: _Layout, plan: ThinPlan) -> ThinCompile:
