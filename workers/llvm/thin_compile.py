@@ -219,13 +219,13 @@ class _Single:
         arguments = cc1_arguments(
             backend_plan(base, options, relocation, _SHARD),
             kind,
-            [own.name],
+            [plan.labels[str(own)]],
             output=f"output{SUFFIX[kind]}",
             print_passes=print_passes,
         )
         return Action(
             argv=(*self._tools.toolchain.clang, *arguments),
-            inputs={_SHARD: shard, own.name: own, **{path.name: path for path in imports}},
+            inputs={_SHARD: shard, **{plan.labels[str(path)]: path for path in (own, *imports)}},
             outputs=(f"output{SUFFIX[kind]}",),
             time_limit=options.time_limit,
             memory_limit=options.memory_limit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -26,11 +26,14 @@ _OUTPUTS = (
 
 @frozen
 class CrashedLink:
-    """A thin link as it was run: `files` are paths and whether they are lazy, `extra` what lld was told besides."""
+    """A thin link as it was run: `files` are paths and whether they are lazy, `labels` short names of the modules among
+    them that sort as their paths do, `extra` what lld was told besides.
+    """
 
     item: ThinLink
     line: LldLine
     files: Sequence[tuple[str, bool]]
+    labels: Mapping[str, str]
     extra: Sequence[str]
     scratch: Path
     versions: Callable[[], str]
@@ -45,10 +48,9 @@ class CrashedLink:
         return Diagnostic(Severity.ERROR, self.item.name, message, where)
 
     def _write(self, message: str, action: Action, result: ActionResult) -> Path:
-        # lld sorts modules by their names, which are in order in the link's own directory.
         places = {path: f"files/{number}-{Path(path).name}" for number, (path, _) in enumerate(self.files)}
-        modules = {path: f"modules/{Path(path).name}" for path, _ in self.files if self._is_module(path)}
-        places |= modules
+        # lld sorts modules by their names.
+        places |= {path: f"modules/{label}" for path, label in self.labels.items()}
         pairs = [(places[path], lazy) for path, lazy in self.files]
         argv, inputs = taken_along((*self.line.argv(pairs, "output", self.extra), *_OUTPUTS), self.scratch)
         reproducer = Reproducer(
@@ -62,6 +64,3 @@ class CrashedLink:
             memory_limit=action.memory_limit,
         )
         return write_reproducer(self.item.reproducer_dir, reproducer)
-
-    def _is_module(self, path: str) -> bool:
-        return Path(path).is_relative_to(self.item.directory.absolute())

@@ -1,30 +1,27 @@
 """The thin link: lld resolves symbols over all modules and writes what each backend compile is to know.
 
-Modules get names of our own, because lld compares them: numbers of one width, so that none is a part of another, in the
-order in which lld would sort the names that linkers know them by. In that order a backend imports from modules, which
-shows in objects: in tables of symbols, for one. lld runs in the user's working directory, for arguments are the user's
-own words.
+lld runs in the user's working directory, for arguments are the user's own words. Under which names it gets the modules
+is decided in `workers.llvm.thin_layout`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
 from workers.action import Action, ActionResult, run
-from workers.llvm.content import Stamp, stamp_of
 from workers.llvm.failures import foreign_output, judge, parse_messages
 from workers.llvm.link_driver import DriverError
 from workers.llvm.link_messages import explain_link
 from workers.llvm.lld_line import LldLines, in_directory
 from workers.llvm.oom import OomWatch
 from workers.llvm.thin_crash import CrashedLink
+from workers.llvm.thin_layout import Layout, lay_out
 from workers.llvm.thin_options import equals_lld, lto_arguments, relocation_of
 from workers.llvm.thin_plan import ThinPlan
 from workers.placing import place
@@ -62,7 +59,6 @@ _ALL_VISIBLE = (
 """Symbols are resolved as in the link, and that is all: none is made local or constant, none left out as unused."""
 
 _SHARD_SUFFIX = ".thinlto.bc"
-_LISTED = re.compile(rb"/(\d+)\.bc$", re.MULTILINE)
 
 # Measured on brotli with clang 22.1.8: own functions, and what is imported, which shows in the shard's size. Half of
 # the modules are within a tenth, nine of ten within a third. What no function is, is next to free.
@@ -97,17 +93,6 @@ def link_estimate(item: ThinLink) -> Estimate:
     )
 
 
-@frozen
-class _Layout:
-    """Where the modules' files are, and what lld is given: paths and whether they are lazy, in link order."""
-
-    files: tuple[tuple[str, bool], ...]
-    paths: Mapping[str, Path]
-    names: Mapping[str, str]
-    numbers: Mapping[int, str]
-    stamps: Mapping[str, Stamp]
-
-
 async def thin_link(
     item: ThinLink, lines: LldLines, scratch: Path, oom: OomWatch, versions: Callable[[], str]
 ) -> ThinLinked | Failed:
@@ -115,7 +100,7 @@ async def thin_link(
     started = trio.current_time()
     directory = item.directory.absolute()
     try:
-        layout = await trio.to_thread.run_sync(_lay_out, item, directory)
+        layout = await trio.to_thread.run_sync(lay_out, item, directory / _MODULES)
         line = await lines.line(
             item.link,
             item.exports,
@@ -151,7 +136,7 @@ async def thin_link(
         said = explain_link(result.stderr, layout.names, layout.paths)
         problem, is_fault = _problem(result, said, layout.names, item.options, killed)
         if is_fault:
-            crashed = CrashedLink(item, line, files, extra, scratch, versions)
+            crashed = CrashedLink(item, line, files, layout.labels, extra, scratch, versions)
             diagnostic = await crashed.reproduced(problem, action, result)
             return _failed(item, diagnostic, started, result.peak_rss_bytes)
         if problem:
@@ -162,6 +147,7 @@ async def thin_link(
             line=line,
             argv=argv,
             paths=layout.paths,
+            labels=layout.labels,
             order={},
             names=layout.names,
             combined=directory / f"{_OUTPUT}.index.bc",
@@ -188,37 +174,6 @@ def _takes_all(item: ThinLink) -> bool:
     return item.link is None or item.link.kind is LinkKind.STATIC
 
 
-def _lay_out(item: ThinLink, directory: Path) -> _Layout:
-    modules = directory / _MODULES
-    modules.mkdir(parents=True, exist_ok=True)
-    thin = [file for file in item.files if isinstance(file, NeedsThinLto)]
-    ranked = sorted(range(len(thin)), key=lambda index: (os.fsencode(thin[index].origin or thin[index].module), index))
-    width = max(5, len(str(len(thin))))
-    paths: dict[str, Path] = {}
-    numbers: dict[int, str] = {}
-    for number, index in enumerate(ranked):
-        file = thin[index]
-        path = modules / f"{number:0{width}}.bc"
-        path.unlink(missing_ok=True)
-        path.symlink_to(file.bitcode.absolute())
-        paths[file.module] = path
-        numbers[number] = file.module
-    files: list[tuple[str, bool]] = []
-    names: dict[str, str] = {}
-    for one in item.files:
-        path = paths[one.module] if isinstance(one, NeedsThinLto) else one.path.absolute()
-        files.append((str(path), one.lazy))
-        names[str(path)] = one.module
-    stamps = {}
-    for one, (shown, _) in zip(item.files, files, strict=True):
-        try:
-            stamps[shown] = stamp_of(shown)
-        except OSError as error:
-            what, path = ("bitcode", one.bitcode) if isinstance(one, NeedsThinLto) else ("object", one.path)
-            raise OSError(error.errno, f"the {what} of {one.module} is gone: {error.strerror}", str(path)) from error
-    return _Layout(tuple(files), paths, names, numbers, stamps)
-
-
 def _problem(
     result: ActionResult, said: str, names: Mapping[str, str], options: CodegenOptions, killed: bool
 ) -> tuple[str, bool]:
@@ -238,18 +193,20 @@ def _problem(
     return "; ".join(one.text for one in verdict.messages if one.severity is Severity.ERROR), verdict.fault
 
 
-def _finish(item: ThinLink, layout: _Layout, plan: ThinPlan, directory: Path, result: ActionResult) -> ThinLinked:
+def _finish(item: ThinLink, layout: Layout, plan: ThinPlan, directory: Path, result: ActionResult) -> ThinLinked:
     """Read what lld wrote. Raises `DriverError`, `OSError` where it is not what it should be."""
-    indexes = _under(directory / _INDEXES, directory / _MODULES)
-    listed = (directory / "list").read_bytes()
-    _refuse_others(directory / _INDEXES, indexes, listed, plan.line.directory)
-    names = [layout.numbers[int(number)] for number in _LISTED.findall(listed)]
-    plan.order = {name: position for position, name in enumerate(names)}
+    # lld puts the directory's name before a path, and a slash between them.
+    parent = os.fsencode(directory / _INDEXES)
+    listed = (directory / "list").read_bytes().replace(parent + b"//", parent + b"/").splitlines()
+    modules = {parent + os.fsencode(path): module for module, path in layout.paths.items()}
+    _refuse_others(parent, modules.keys(), frozenset(listed), plan.line.directory)
+    plan.order = {modules[path]: position for position, path in enumerate(listed)}
+    shards = {module: Path(os.fsdecode(path) + _SHARD_SUFFIX) for path, module in modules.items()}
     compiles, unneeded = [], []
     for file in item.files:
         if not isinstance(file, NeedsThinLto):
             continue
-        shard = indexes / f"{layout.paths[file.module].name}{_SHARD_SUFFIX}"
+        shard = shards[file.module]
         if file.module in plan.order:
             compiles.append(_compile(file, shard, layout, plan))
         elif shard.stat().st_size:  # without anything in it, lld took the module for the regular part
@@ -258,7 +215,7 @@ def _finish(item: ThinLink, layout: _Layout, plan: ThinPlan, directory: Path, re
             unneeded.append(file.module)
     finished: Finished | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
-    if len(unneeded) < len(layout.numbers):  # else lld had nothing to compile, and wrote nothing
+    if len(unneeded) < len(layout.paths):  # else lld had nothing to compile, and wrote nothing
         finished, diagnostics = _regular(item, directory / _REGULAR, result)
     size = plan.combined.stat().st_size if compiles else 0
     plan.by_clang &= size <= _INDEX_BYTES
@@ -276,32 +233,25 @@ def _finish(item: ThinLink, layout: _Layout, plan: ThinPlan, directory: Path, re
     )
 
 
-def _under(parent: Path, path: Path) -> Path:
-    """Where lld puts the index of what is at an absolute path."""
-    return Path(f"{parent}/{path}")
-
-
-def _refuse_others(parent: Path, own: Path, listed: bytes, working: Path) -> None:
+def _refuse_others(parent: bytes, own: Set[bytes], listed: Set[bytes], working: Path) -> None:
     """Refuse bitcode that came into the link by another way, for nobody would compile it. Raises `DriverError`."""
+    suffix = _SHARD_SUFFIX.encode()
     for directory, _, files in os.walk(parent):
-        for name in files if Path(directory) != own else ():
-            path = Path(directory) / name
-            if not name.endswith(_SHARD_SUFFIX):
-                continue
-            shown = str(path).removesuffix(_SHARD_SUFFIX)
+        for name in files:
+            path = os.path.join(directory, name).removesuffix(suffix)  # noqa: PTH118 (a `Path` for each takes longer)
             # lld has left out what is neither for ThinLTO nor for the regular part.
-            if not path.stat().st_size or os.fsencode(Path(shown).name) + b"\n" in listed:
-                # The indexes of absolute and relative paths are in one place.
-                shown = shown.removeprefix(f"{parent}/")
-                file = shown.partition("(")[0]
-                shown = shown if (working / file).exists() else f"/{shown}"
-                raise DriverError(
-                    f"{shown} is bitcode that an argument for the linker brings in (a library, a script): "
-                    "name its file as an input instead"
-                )
+            if path in own or (path not in listed and os.path.getsize(path + suffix)):  # noqa: PTH202
+                continue
+            # The indexes of absolute and relative paths are in one place.
+            shown = os.fsdecode(path.removeprefix(parent + b"/"))
+            is_relative = (working / shown.partition("(")[0]).exists()
+            raise DriverError(
+                f"{'' if is_relative else '/'}{shown} is bitcode that an argument for the linker brings in (a library, "
+                "a script): name its file as an input instead"
+            )
 
 
-def _compile(file: NeedsThinLto, shard: Path, layout: _Layout, plan: ThinPlan) -> ThinCompile:
+def _compile(file: NeedsThinLto, shard: Path, layout: Layout, plan: ThinPlan) -> ThinCompile:
     size = shard.stat().st_size
     options = plan.item.options
     batch = "thin" if EmitKind.OBJECT in options.emit and not options.print_passes else None

@@ -34,13 +34,15 @@ class ThinPlan:
     """One thin link, as its backend compiles need it.
 
     `argv` is lld's command line for it without an output, to be run in the line's directory. `paths` are the modules'
-    files by name; `order` is lld's order of those that take part. `relocation` is as in `relocation_of`.
+    files by name, `labels` short names of theirs by path, which sort as the paths do; `order` is lld's order of those
+    that take part. `relocation` is as in `relocation_of`.
     """
 
     item: ThinLink
     line: LldLine
     argv: tuple[str, ...] = field(repr=count)
     paths: Mapping[str, Path] = field(repr=count)
+    labels: Mapping[str, str] = field(repr=count)
     order: Mapping[str, int] = field(repr=count)
     names: Mapping[str, str] = field(repr=count)
     """Modules and objects by the paths that lld knows them by."""
@@ -117,11 +119,9 @@ def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> t
         row = index.module(_encoded(own))
         if row is None:
             raise ModuleError(compile_.name, "its index shard is another module's")
-        names = {module.id: module.path.rpartition(b"/")[2] for module in index.modules}
-        imports = [
-            Path(module.path.decode("utf-8", "surrogateescape")) for module in index.modules if module is not row
-        ]
-        rewritten = rewrite_index(data, index, names, link_index.missing(index, row.path), row.id)
+        labels = {module.id: plan.labels[_decoded(module.path)].encode() for module in index.modules}
+        imports = [Path(_decoded(module.path)) for module in index.modules if module is not row]
+        rewritten = rewrite_index(data, index, labels, link_index.missing(index, row.path), row.id)
     except OSError as error:
         raise ModuleError(compile_.name, f"its index shard cannot be read: {error.strerror or error}") from error
     except BitcodeError as error:
@@ -156,6 +156,10 @@ def _read_link_index(combined: Path, link: str) -> LinkIndex:
         raise ModuleError(link, f"its index cannot be read: {error.strerror or error}") from error
     except BitcodeError as error:
         raise ModuleError(link, f"its index cannot be used: {error}") from error
+
+
+def _decoded(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
 
 
 def _encoded(path: Path) -> bytes:
