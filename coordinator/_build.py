@@ -64,7 +64,7 @@ class Build:
         self._reproducer_dir = (config.reproducer_dir or self._out_dir / "reproducers").absolute()
         self._loop = loop
         self._nursery = nursery
-        self._ledger = Ledger(config.codegen, history)
+        self._ledger = Ledger(self._out_dir, config.codegen, history)
         self._stage: Stage | None = None
         self._line = BuildLine()
         self._first: tuple[str, Target] | None = None

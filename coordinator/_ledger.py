@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import trio
 from attrs import define, field
@@ -19,8 +20,9 @@ _ORDER = {step: number for number, step in enumerate(Step)}
 
 @define(eq=False)
 class Ledger:
-    """The books of one build. `opened` is when it was opened, in trio's time."""
+    """The books of one build into `out_dir`. `opened` is when it was opened, in trio's time."""
 
+    out_dir: Path
     options: CodegenOptions
     history: History
     results: list[WorkResult] = field(factory=list, init=False)
@@ -92,5 +94,6 @@ class Ledger:
                 watcher.close()
         return self.result
 
-    def _key(self, name: str, step: Step) -> tuple[str, Step, CodegenOptions]:
-        return name, step, self.options
+    def _key(self, name: str, step: Step) -> tuple[Path, str, Step, CodegenOptions]:
+        # Every program has a `main`.
+        return self.out_dir, name, step, self.options

@@ -371,7 +371,8 @@ async def test_measured_cost_orders_the_next_build(autojump_clock: trio.abc.Cloc
     async with pure(jobs=1, backend=Watching(write=False)) as coordinator:
         await build_all(coordinator, modules)
         await build_all(coordinator, modules)
-    assert order == ["first", "a", "b", "c", "first", "b", "a", "c"]
+        await build_all(coordinator, modules, attrs.evolve(CONFIG, out_dir=Path("of another program")))
+    assert order == ["first", "a", "b", "c", "first", "b", "a", "c", "first", "a", "b", "c"]
 
 
 class CountingTokens(OwnTokens):

@@ -311,7 +311,7 @@ async def test_the_result_does_not_depend_on_who_finished_first(
         async with open_coordinator(jobs=3, backend=FakeBackend(), memory_budget=2**40, environ={}) as coordinator:
             for name, seconds in zip(("m0", "m1", "m2"), order, strict=True):
                 for step in Step:
-                    coordinator._history.record((name, step, config.codegen), seconds, 2**20)
+                    coordinator._history.record((config.out_dir, name, step, config.codegen), seconds, 2**20)
             async with coordinator.build(config) as one:
                 for each in modules:
                     await one.submit(each)
