@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.fat_bench import Bench
+from tests.thin_site import Site
 from workers.llvm.codegen import open_llvm_backend
+from workers.llvm.lld_line import LldLines
+from workers.llvm.oom import OomWatch
+from workers.llvm.planner import Planner
+from workers.llvm.thin_engine import ThinEngine
+from workers.llvm.toolchain import find_toolchain
 
 
 @pytest.fixture
@@ -47,3 +53,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a file system takes more rights than this test has")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    toolchain = find_toolchain(None, {})
+    lines = LldLines(toolchain, scratch, dict(os.environ))
+    planner = Planner(toolchain, scratch)
+    before = descriptors()
+    yield Site(tmp_path, toolchain, lines, ThinEngine(toolchain, planner, lines, scratch, lambda: "v", OomWatch()))
+    assert [path.name for path in scratch.iterdir() if path.name.startswith(("action-", "thin-"))] == []
+    assert descriptors() == before

@@ -1,212 +1,45 @@
-"""ThinLTO gives lld's own objects, however the work is split, and never believes a tool that says all is well.
-
-Layer: process.
-"""
+"""ThinLTO gives lld's own objects, however the work is split. Layer: process."""
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
-from tests.samples import ABORTING_IR, TRIPLE, small_c, zig
+from tests.samples import TRIPLE, zig
+from tests.thin_site import (
+    COUNT,
+    DEBUG,
+    PIC,
+    PIE,
+    PROGRAM,
+    SMALL,
+    Site,
+    always_clang,
+    always_lld,
+    imports_of,
+    needs_cc,
+    pre_linked,
+)
 from workers.llvm.bitcode import read_header
-from workers.llvm.index_shard import read_index
-from workers.llvm.lld_line import LldLines
-from workers.llvm.oom import OomWatch
-from workers.llvm.planner import Planner
-from workers.llvm.thin_engine import ThinEngine
-from workers.llvm.toolchain import Toolchain, find_toolchain
-from workers.thin import REGULAR_PART, ThinCompile, ThinLink, ThinLinked
+from workers.thin import REGULAR_PART
 from workers.work import (
     CodegenOptions,
     EmitKind,
-    Engine,
-    Failed,
     Finished,
     LinkFile,
     LinkKind,
-    LinkOptions,
-    NeedsThinLto,
     OptLevel,
     RelocationModel,
-    Severity,
-    Step,
-    Target,
-    artifact_path,
 )
 
 pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the programs of these tests are for x86-64"),
 ]
-
-needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no cc")
-
-PIC = ("-mrelocation-model", "pic", "-pic-level", "2")
-PIE = (*PIC, "-pic-is-pie")
-DEBUG = ("-debug-info-kind=constructor", "-dwarf-version=5")
-
-COUNT = 4
-SMALL = {f"small/{number}": small_c(number, COUNT) for number in range(COUNT)}
-PROGRAM = SMALL | {
-    "zmain": """
-    struct deep { int depth, width; }; extern _Thread_local int level; extern int shared_table[8];
-    int walk0(int); int counted(struct deep *); int renamed(int); int chosen(int);
-    int perhaps(int) __attribute__((weak));
-    __attribute__((visibility("hidden"))) extern int hidden_sum;
-    int main(int argc, char **argv) {
-      struct deep d = {argc, 2}; level += argc; hidden_sum += shared_table[argc & 7];
-      return walk0(argc) + counted(&d) + renamed(argc) + chosen(argc) + (perhaps ? perhaps(argc) : hidden_sum);
-    }""",
-    "state": """
-    struct deep { int depth, width; }; _Thread_local int level; static int calls; int shared_table[8] = {3, 1, 4};
-    int hidden_sum __attribute__((visibility("hidden")));
-    static int promoted(int x) { for (int k = 0; k < x; k++) calls += shared_table[k & 7] * k; return calls; }
-    int counted(struct deep *d) { return promoted(d->depth) + promoted(d->width) + level; }
-    """,
-    "another": """
-    extern int shared_table[8]; int original(int x) { return x * shared_table[1] + 5; }
-    int renamed(int) __attribute__((alias("original")));
-    static int one(int x) { return x; } static int two(int x) { return x + 2; }
-    static int (*resolve(void))(int) { return shared_table[0] > 1 ? one : two; }
-    int chosen(int) __attribute__((ifunc("resolve")));
-    __attribute__((weak)) int perhaps(int x) { return x ^ original(x); }
-    """,
-}
-
-
-@frozen
-class Site:
-    """A directory, the engine to be tested, and what the same toolchain makes of a link in one go."""
-
-    root: Path
-    toolchain: Toolchain
-    lines: LldLines
-    engine: ThinEngine
-
-    @property
-    def scratch(self) -> Path:
-        return self.root / "scratch"
-
-    def item(
-        self,
-        modules: Sequence[NeedsThinLto | LinkFile],
-        link: LinkKind | None = None,
-        *,
-        exports: tuple[str, ...] = (),
-        options: CodegenOptions | None = None,
-    ) -> ThinLink:
-        directory = self.root / f"build{len(list(self.root.glob('build*')))}"
-        directory.mkdir()
-        arguments: tuple[str, ...] = (
-            ("-nostdlib", "-Wl,--entry=main") if link is LinkKind.EXECUTABLE else ("-nostdlib",)
-        )
-        if link is LinkKind.STATIC:
-            arguments = ()
-        return ThinLink(
-            tuple(modules),
-            LinkOptions(link, directory / "program", (), arguments) if link is not None else None,
-            exports,
-            options or CodegenOptions(),
-            Target(TRIPLE, ""),
-            directory / "thin",
-            directory / "out",
-            directory / "reproducers",
-        )
-
-    async def reference(self, item: ThinLink, *extra: str) -> list[bytes]:
-        """lld's own objects: the regular part, then those of the modules in its order."""
-        files = [file.bitcode if isinstance(file, NeedsThinLto) else file.path for file in item.files]
-        line = await self.lines.line(item.link, item.exports, files, item.options, item.target)
-        directory = item.directory.with_name("reference")
-        directory.mkdir()
-        lazy = item.link is not None and item.link.kind is not LinkKind.STATIC
-        paths = [(str(path), lazy and file.lazy) for path, file in zip(files, item.files, strict=True)]
-        argv = line.argv(paths, str(directory / "program"), [f"--lto-obj-path={directory / 'o'}", *extra])
-        await trio.run_process(argv)
-        objects = [directory / "o"]
-        while (following := directory / f"o{len(objects)}").exists():
-            objects.append(following)
-        return [path.read_bytes() for path in objects]
-
-    async def linked(self, item: ThinLink) -> ThinLinked:
-        with trio.fail_after(120):
-            result = await self.engine.thin_link(item)
-        assert isinstance(result, ThinLinked), result
-        return result
-
-    async def compile(self, batch: Sequence[ThinCompile]) -> list[Finished | Failed]:
-        with trio.fail_after(300):
-            results = list(await self.engine.thin_compile(batch))
-        assert [result.module for result in results] == [one.name for one in batch]
-        assert all(result.step is Step.THIN_BACKEND for result in results)
-        return results
-
-    async def objects(self, batches: Sequence[Sequence[ThinCompile]]) -> dict[str, bytes]:
-        found = {}
-        for batch in batches:
-            for result in await self.compile(batch):
-                assert isinstance(result, Finished), result
-                assert result.diagnostics == ()
-                assert result.peak_rss_bytes > 0
-                (artifact,) = result.artifacts
-                assert artifact.path == artifact_path(batch[0].link.item.out_dir, result.module, EmitKind.OBJECT)
-                found[result.module] = artifact.path.read_bytes()
-                assert artifact.bytes == len(found[result.module])
-                artifact.path.unlink()
-        return found
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    toolchain = find_toolchain(None, {})
-    lines = LldLines(toolchain, scratch, dict(os.environ))
-    planner = Planner(toolchain, scratch)
-    before = descriptors()
-    yield Site(tmp_path, toolchain, lines, ThinEngine(toolchain, planner, lines, scratch, lambda: "v", OomWatch()))
-    assert [path.name for path in scratch.iterdir() if path.name.startswith(("action-", "thin-"))] == []
-    assert descriptors() == before
-
-
-def imports_of(compile_: ThinCompile) -> set[str]:
-    """The modules that functions are imported from, by name: those that the shard names beside its own."""
-    paths = {module.path.decode() for module in read_index(compile_.shard.read_bytes()).modules}
-    return {compile_.link.names[path] for path in paths} - {compile_.name}
-
-
-def pre_linked(directory: Path, sources: dict[str, str], *flags: str, language: str = "c") -> list[NeedsThinLto]:
-    """Modules as they come out of the pre-link pipeline, in the order of `sources`."""
-    directory.mkdir(exist_ok=True)
-    modules = []
-    for number, (name, source) in enumerate(sources.items()):
-        path = directory / f"{number}.bc"
-        argv = [zig(), "clang", "-cc1", "-triple", TRIPLE, "-O2", "-flto=thin", "-flto-unit", "-emit-llvm-bc"]
-        argv += ["-vectorize-loops", "-vectorize-slp", *flags, "-x", language, "-", "-o", str(path)]
-        subprocess.run(argv, input=source.encode(), check=True)
-        size = read_header(path.read_bytes()).code_bytes
-        modules.append(NeedsThinLto(name, path, size, False, str(path), Engine.TOOLCHAIN, 0.0, 0))
-    return modules
-
-
-def always_clang(compiles: Sequence[ThinCompile]) -> None:
-    compiles[0].link.again_seconds = float("inf")
-
-
-def always_lld(compiles: Sequence[ThinCompile]) -> None:
-    compiles[0].link.by_clang = False
 
 
 @needs_cc
@@ -399,68 +232,6 @@ async def test_every_kind_of_output_and_the_passes(site: Site) -> None:
             assert any(line.startswith("Running codegen pass: ") for line in result.passes)
 
 
-async def test_what_is_gone_or_another_modules_is_a_failure(site: Site) -> None:
-    modules = pre_linked(site.root / "in", PROGRAM, *PIC)
-    compiles = {one.name: one for one in (await site.linked(site.item(modules))).compiles}
-    importer = compiles["zmain"]
-    assert "state" in imports_of(importer)
-    (swapped,) = await site.compile([evolve(importer, shard=compiles["state"].shard)])
-    assert isinstance(swapped, Failed)
-    assert "another module's" in swapped.diagnostics[0].message
-    damaged = site.root / "damaged.bc"
-    damaged.write_bytes(importer.shard.read_bytes()[:-40])
-    (cut,) = await site.compile([evolve(importer, shard=damaged)])
-    assert isinstance(cut, Failed)
-    state = compiles["state"].bitcode
-    whole = state.read_bytes()
-    for content in (None, b"", b"garbage", whole[: len(whole) // 2], b"BC\xc0\xde" + whole[8:][::-1]):
-        state.unlink(missing_ok=True)
-        if content is not None:
-            state.write_bytes(content)
-        always_lld(list(compiles.values()))
-        results = await site.compile([importer, compiles["another"]])
-        assert isinstance(results[0], Failed), content
-        assert isinstance(results[1], Failed), (
-            content
-        )  # lld needs all of them, and has said nothing that clang knows of
-        importer.link.by_clang = True
-        for one in (importer, compiles["state"]):
-            (result,) = await site.compile([one])
-            assert isinstance(result, Failed), content
-            assert result.diagnostics[-1].severity is Severity.ERROR
-            assert "state" in f"{result.module} {result.diagnostics}", content
-        untouched = [one for one in compiles.values() if "state" not in (one.name, *imports_of(one))]
-        assert untouched
-        # A batch that lld cannot do is not their fault.
-        *fine, last = await site.compile([*untouched, importer])
-        assert all(isinstance(result, Finished) for result in fine)
-        assert isinstance(last, Failed)
-    assert list((site.root / "build0" / "out").rglob("zmain*")) == []
-
-
-async def test_one_that_aborts_harms_no_other_and_can_be_reproduced(site: Site) -> None:
-    modules = pre_linked(site.root / "in", SMALL)
-    path = site.root / "in" / "abort.bc"
-    argv = [zig(), "clang", "-cc1", "-triple", TRIPLE, "-O2", "-flto=thin", "-flto-unit", "-emit-llvm-bc"]
-    await trio.run_process([*argv, "-x", "ir", "-", "-o", str(path)], stdin=ABORTING_IR.encode())
-    modules.append(NeedsThinLto("odd/abort", path, 100, False, str(path), Engine.TOOLCHAIN, 0.0, 0))
-    for force in (always_clang, always_lld):
-        item = site.item(modules)
-        compiles = (await site.linked(item)).compiles
-        force(compiles)
-        *good, bad = await site.compile(compiles)
-        assert all(isinstance(result, Finished) for result in good)
-        assert isinstance(bad, Failed)
-        (diagnostic,) = bad.diagnostics
-        assert "Cannot select" in diagnostic.message
-        assert diagnostic.reproducer is not None
-        shutil.rmtree(item.directory)
-        script = ["sh", str(diagnostic.reproducer / "repro.sh")]
-        again = await trio.run_process(script, capture_stderr=True, check=False)
-        assert again.returncode != 0
-        assert b"Cannot select" in again.stderr
-
-
 @needs_cc
 @pytest.mark.parametrize("kind", [LinkKind.EXECUTABLE, LinkKind.SHARED, "static program"])
 async def test_what_is_local_is_resolved_as_in_the_link_and_hides_nothing(site: Site, kind: LinkKind | str) -> None:
@@ -492,103 +263,6 @@ async def test_what_is_local_is_resolved_as_in_the_link_and_hides_nothing(site: 
         assert b"hidden\0" in objects["lib/user"]
 
 
-async def test_behind_a_failure_nothing_is_compiled_unless_told_so(site: Site) -> None:
-    modules = pre_linked(site.root / "in", SMALL)
-    for by_clang in (True, False):
-        item = site.item(modules)
-        compiles = (await site.linked(item)).compiles
-        compiles[0].link.by_clang = by_clang
-        artifact_path(item.out_dir, compiles[1].name, EmitKind.OBJECT).mkdir(parents=True)
-        with trio.fail_after(60):
-            results = await site.engine.thin_compile(compiles, keep_going=False)
-        assert [type(result) for result in results] == [Finished, Failed]
-        written = {path for path in item.out_dir.rglob("*") if path.is_file()}
-        assert written == {artifact_path(item.out_dir, compiles[0].name, EmitKind.OBJECT)}
-
-
-@needs_cc
-async def test_a_thin_link_that_crashes_can_be_reproduced(site: Site) -> None:
-    modules = pre_linked(site.root / "in", SMALL, *PIC)
-    path = site.root / "in" / "abort.bc"
-    argv = [zig(), "clang", "-cc1", "-triple", TRIPLE, "-O2", "-flto=full", "-emit-llvm-bc"]
-    await trio.run_process([*argv, "-x", "ir", "-", "-o", str(path)], stdin=ABORTING_IR.encode())
-    # The thin link compiles it itself.
-    modules.append(NeedsThinLto("odd/abort", path, 100, False, str(path), Engine.TOOLCHAIN, 0.0, 0))
-    native = site.root / "native.o"
-    await trio.run_process([zig(), "clang", "-cc1", "-triple", TRIPLE, "-emit-obj", "-xc", "-", "-o", str(native)])
-    item = site.item([*modules, LinkFile("native", native)], LinkKind.SHARED, exports=("walk0", "f"))
-    with trio.fail_after(60):
-        result = await site.engine.thin_link(item)
-    assert isinstance(result, Failed)
-    assert result.step is Step.THIN_LINK
-    (diagnostic,) = result.diagnostics
-    assert "Cannot select" in diagnostic.message
-    assert diagnostic.reproducer is not None
-    shutil.rmtree(item.directory)
-    for file in site.scratch.glob("exports-*"):
-        file.unlink()
-    script = ["sh", str(diagnostic.reproducer / "repro.sh")]
-    again = await trio.run_process(script, capture_stderr=True, check=False)
-    assert again.returncode != 0
-    assert b"Cannot select" in again.stderr
-    assert str(site.scratch).encode() not in (diagnostic.reproducer / "repro.sh").read_bytes()
-
-
-async def test_limits_hold_for_each_module(site: Site) -> None:
-    modules = pre_linked(site.root / "in", SMALL)
-    item = site.item(modules, options=CodegenOptions(time_limit=0.0001))
-    compiles = (await site.linked(item)).compiles
-    for result in await site.compile(compiles[:2]):
-        assert isinstance(result, Failed)
-        assert "time limit" in result.diagnostics[0].message
-        assert result.diagnostics[0].reproducer is not None
-    item = site.item(modules)
-    compiles = (await site.linked(item)).compiles
-    compiles[0].link.item = evolve(item, options=CodegenOptions(memory_limit=150 * 2**20))
-    for force in (always_clang, always_lld):
-        force(compiles)
-        for result in await site.compile(compiles[:2]):
-            assert isinstance(result, Failed)
-    assert list(item.out_dir.rglob("*")) == []
-
-
-async def test_a_link_that_cannot_be_is_told_in_terms_of_modules(site: Site) -> None:
-    twice = {"one": "int same(void) { return 1; }", "two": "int same(void) { return 2; }"}
-    modules = pre_linked(site.root / "in", twice)
-    with trio.fail_after(60):
-        result = await site.engine.thin_link(site.item(modules))
-    assert isinstance(result, Failed)
-    assert result.step is Step.THIN_LINK
-    (diagnostic,) = result.diagnostics
-    assert "duplicate symbol: same" in diagnostic.message
-    assert ">>> defined in one" in diagnostic.message
-    assert str(site.root) not in diagnostic.message
-    modules[0].bitcode.unlink()
-    gone = await site.engine.thin_link(site.item(modules))
-    assert isinstance(gone, Failed)
-    assert "the bitcode of one is gone" in gone.diagnostics[0].message
-    modules[1].bitcode.write_bytes(b"BC\xc0\xdegarbage")
-    damaged = await site.engine.thin_link(site.item(modules[1:]))
-    assert isinstance(damaged, Failed)
-    assert "two" in damaged.diagnostics[0].message
-
-
-@needs_cc
-async def test_bitcode_among_the_libraries_is_refused_and_nothing_is_written_beside_it(site: Site) -> None:
-    modules = pre_linked(site.root / "in", {"main": "int lib(int); int main(int c) { return lib(c); }"}, *PIE)
-    theirs = site.root / "theirs"
-    for flags in ((), ("-flto=full",)):
-        (library,) = pre_linked(theirs, {"lib": "int lib(int x) { return x; }"}, *PIE, *flags)
-        item = site.item(modules, LinkKind.EXECUTABLE)
-        assert item.link is not None
-        item = evolve(item, link=evolve(item.link, inputs=(library.bitcode,)))
-        with trio.fail_after(60):
-            result = await site.engine.thin_link(item)
-        assert isinstance(result, Failed)
-        assert f"{library.bitcode} is bitcode that an argument" in result.diagnostics[0].message
-        assert list(theirs.iterdir()) == [library.bitcode]
-
-
 async def test_modules_without_a_summary_become_the_regular_part(site: Site) -> None:
     modules = pre_linked(site.root / "in", SMALL)
     (whole,) = pre_linked(
@@ -601,31 +275,6 @@ async def test_modules_without_a_summary_become_the_regular_part(site: Site) -> 
     assert linked.regular.artifacts[0].path.read_bytes() == regular
     assert {one.name for one in linked.compiles} == SMALL.keys()
     assert list((await site.objects([linked.compiles])).values()) == expected
-
-
-async def test_an_output_that_cannot_be_placed_is_a_failure(site: Site) -> None:
-    modules = pre_linked(site.root / "in", SMALL)
-    item = site.item(modules)
-    compiles = (await site.linked(item)).compiles
-    item.out_dir.write_text("in the way")
-    for batch in (compiles, compiles[:1]):
-        for result in await site.compile(batch):
-            assert isinstance(result, Failed)
-            assert "cannot write" in result.diagnostics[0].message
-
-
-async def test_cancelling_leaves_nothing_behind(site: Site) -> None:
-    modules = pre_linked(site.root / "in", PROGRAM, *PIC)
-    item = site.item(modules)
-    compiles = (await site.linked(item)).compiles
-    for seconds in (0.0, 0.005, 0.03):
-        with trio.move_on_after(seconds):
-            await site.engine.thin_link(site.item(modules))
-        for force in (always_lld, always_clang):
-            force(compiles)
-            compiles[0].link.by_clang = force is always_clang
-            with trio.move_on_after(seconds):
-                await site.engine.thin_compile(compiles)
 
 
 async def test_estimates_follow_code_and_imports(site: Site) -> None:
