@@ -168,7 +168,7 @@ def driver_arguments(triple: str, options: CodegenOptions, form: Form = Form.COD
     # NVPTX has no integrated assembler, and its driver would look for another one.
     mode = "-S" if arch.startswith("nvptx") else "-c"
     asked = ["-###", "--no-default-config", "-nogpulib", mode, f"--target={triple}", f"-O{options.opt_level.value}"]
-    asked += form.value
+    asked += form.value.split()
     asked += _switch("vectorize", options.vectorize_loops)
     asked += _switch("slp-vectorize", options.vectorize_slp)
     asked += _switch("unroll-loops", options.unroll_loops)

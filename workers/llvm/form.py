@@ -13,12 +13,13 @@ __all__ = ["Form"]
 class Form(enum.Enum):
     """What a module is on its way to; the value is what the driver is told, for it decides which pipeline runs."""
 
-    CODE = ()
-    THIN = ("-flto=thin",)
-    FAT = ("-flto=full",)
-    UNIFIED = ("-flto=thin", "-funified-lto")
+    # Text: of an empty tuple, the enum module of Python 3.11.2, which is Debian 12's, makes something else.
+    CODE = ""
+    THIN = "-flto=thin"
+    FAT = "-flto=full"
+    UNIFIED = "-flto=thin -funified-lto"
     """Bitcode for either kind of LTO."""
-    FAT_OBJECT = ("-flto=thin", "-funified-lto", "-ffat-lto-objects")
+    FAT_OBJECT = "-flto=thin -funified-lto -ffat-lto-objects"
     """An object with bitcode for either kind of LTO, in a single run."""
 
     @property
