@@ -62,12 +62,12 @@ class Project:
 class Form(enum.Enum):
     """What a source is compiled to; the value is what the compiler is told."""
 
-    OBJECT = ()
-    RAW = ("-emit-llvm", "-Xclang", "-disable-llvm-passes")
+    OBJECT = ""
+    RAW = "-emit-llvm -Xclang -disable-llvm-passes"
     """Bitcode that no pass has touched."""
-    THIN = ("-flto=thin",)
+    THIN = "-flto=thin"
     """Bitcode through the pre-link pipeline of ThinLTO, with a summary."""
-    FAT = ("-flto=full",)
+    FAT = "-flto=full"
     """Bitcode through the pre-link pipeline of fat LTO."""
 
     @property
@@ -124,7 +124,7 @@ def compile_project(
         relative = file.relative_to(directory if file.parent == directory else sources).with_suffix(form.suffix)
         output = directory / "_".join(relative.parts)
         compiler = "c++" if file.suffix in (".cc", ".cpp") else "cc"
-        how = [*_FLAGS, *form.value, "-fPIC" if shared else "-fPIE", *flags]
+        how = [*_FLAGS, *form.value.split(), "-fPIC" if shared else "-fPIE", *flags]
         subprocess.run([zig(), compiler, "-target", _TARGET, *how, "-c", str(file), "-o", str(output)], check=True)
         return output
 
