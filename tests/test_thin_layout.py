@@ -71,11 +71,12 @@ def test_names_that_lld_would_mistake_are_replaced(tmp_path: Path, files: tuple[
     assert all(Path(path).read_bytes() == b"BC" for path, _ in layout.files)
 
 
-def test_a_name_that_is_the_end_of_another_is_replaced(tmp_path: Path) -> None:
-    inner = Path(str(tmp_path / "deep") + str(tmp_path / "a.bc"))
+@pytest.mark.parametrize("behind", ["", "2", "/m.bc"])
+def test_a_name_that_is_within_another_is_replaced(tmp_path: Path, behind: str) -> None:
+    inner = Path(f"{tmp_path}/deep{tmp_path}/a.bc{behind}")
     layout = laid_out(tmp_path, "a.bc", str(inner))
     assert all(path.startswith(f"{tmp_path}/own/") for path, _ in layout.files)
-    other = laid_out(tmp_path, "a.bc", str(inner.with_name("b.bc")))
+    other = laid_out(tmp_path, "a.bc", "deep/b.bc")
     assert not any(path.startswith(f"{tmp_path}/own/") for path, _ in other.files)
 
 
