@@ -178,7 +178,8 @@ class Module:
     """One codegen unit.
 
     `name` is unique within its build and names its artifacts: it may contain `/` (a sub-directory of the
-    output directory). `content` is a file, or the bitcode or textual IR itself.
+    output directory). `content` is a file, or the bitcode or textual IR itself. A file is to stay as it is until the
+    build has ended; LTO, which reads it more than once, fails where it changed.
     """
 
     name: str = field(validator=typed(str))
