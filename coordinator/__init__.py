@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coordinator._build import Build
+    from coordinator._cache import Cache
     from coordinator._config import BuildConfig
     from coordinator._coordinator import Coordinator, open_coordinator
     from coordinator._events import (
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from workers.errors import InternalError, ModuleError, RequestError
     from workers.work import (
         Artifact,
+        CacheOutcome,
+        CacheUse,
         CodegenOptions,
         CodeModel,
         Diagnostic,
@@ -68,6 +71,9 @@ __all__ = [
     "BuildEvent",
     "BuildFailed",
     "BuildResult",
+    "Cache",
+    "CacheOutcome",
+    "CacheUse",
     "CodeModel",
     "CodegenOptions",
     "Coordinator",
@@ -106,6 +112,7 @@ __all__ = [
 
 _HOMES = {
     "coordinator._build": ("Build",),
+    "coordinator._cache": ("Cache",),
     "coordinator._config": ("BuildConfig",),
     "coordinator._coordinator": ("Coordinator", "open_coordinator"),
     "coordinator._events": (
@@ -123,6 +130,8 @@ _HOMES = {
     "workers.errors": ("InternalError", "ModuleError", "RequestError"),
     "workers.work": (
         "Artifact",
+        "CacheOutcome",
+        "CacheUse",
         "CodegenOptions",
         "CodeModel",
         "Diagnostic",

@@ -11,6 +11,7 @@ from typing import Self
 import trio
 from attrs import evolve
 
+from coordinator._cache import OpenCache
 from coordinator._config import BuildConfig, check_config
 from coordinator._events import (
     BuildEvent,
@@ -26,7 +27,9 @@ from coordinator._line import BuildLine
 from coordinator._log import log_build
 from coordinator._loop import MainLoop, Stage
 from coordinator._messages import QueuedItem
+from coordinator._past import Past
 from coordinator._paths import BuildPaths
+from coordinator._records import Thing
 from lto.fat import FatLto
 from lto.thin import ThinLto
 from workers.errors import ModuleError, RequestError
@@ -49,6 +52,9 @@ from workers.work import (
 
 __all__ = ["Build"]
 
+_COPY = Estimate(0.0, 2**20, "copy")
+"""What it costs to put into its place what is made already. Copies may share a worker."""
+
 
 class Build:
     """A build in the making; from `Coordinator.build`, as an async context manager.
@@ -56,7 +62,14 @@ class Build:
     Leaving the context without `finish` cancels the build: nothing of it runs afterwards.
     """
 
-    def __init__(self, config: BuildConfig, loop: MainLoop, history: History, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        config: BuildConfig,
+        loop: MainLoop,
+        history: History,
+        nursery: trio.Nursery,
+        cache: OpenCache | None = None,
+    ) -> None:
         loop.backend.check(config.codegen)
         check_config(config)
         self._config = config
@@ -64,14 +77,14 @@ class Build:
         self._reproducer_dir = (config.reproducer_dir or self._out_dir / "reproducers").absolute()
         self._loop = loop
         self._nursery = nursery
-        self._ledger = Ledger(self._out_dir, config.codegen, history)
+        self._ledger = Ledger(self._out_dir, config.codegen, history, None if cache is None else _past(config, cache))
         self._stage: Stage | None = None
         self._line = BuildLine()
         self._first: tuple[str, Target] | None = None
         self._paths = BuildPaths()
         if config.link is not None:
             self._paths.add(config.link.inputs, [config.link.output])
-        self._workspaces = ExitStack()
+        self._held = ExitStack()
         self._workspace: Path | None = None
         self._closed = False
         self._ending: trio.Event | None = None
@@ -82,8 +95,9 @@ class Build:
             raise RequestError("the build has been entered before: make another one")
         self._ledger.opened = trio.current_time()
         self._stage = await self._open_stage(self._codegen_step)
+        self._held.enter_context(self._loop.backend.session())
         if self._config.lto is not None:
-            self._workspace = self._workspaces.enter_context(self._loop.backend.workspace())
+            self._workspace = self._held.enter_context(self._loop.backend.workspace())
         return self
 
     async def __aexit__(
@@ -254,10 +268,13 @@ class Build:
             self._workspace / f"{len(self._line.modules)}.bc" if self._workspace is not None else None,
             inspection.pre_linked,
         )
+        todo = await self._loop.backend.look_up(work)
         held = len(module.content) if isinstance(module.content, bytes) else 0
-        estimate = self._ledger.predict(module.name, step, inspection.estimate)
+        estimate = _COPY
+        if isinstance(todo, Optimize):
+            estimate = self._ledger.predict(module.name, step, inspection.estimate)
         self._ledger.tell(ModuleQueued(module.name, step))
-        await stage.queue(QueuedItem(module.name, work, estimate, held))
+        await stage.queue(QueuedItem(module.name, todo, estimate, held))
 
     @property
     def _pre_link(self) -> PreLink | None:
@@ -386,10 +403,19 @@ class Build:
         if self._ending is None and self._stage is not None:
             self._ledger.skip(self._stage.skipped)
             self._ledger.cancelled |= self._stage.lost
-        self._workspaces.close()
+        self._held.close()
         result = self._ledger.close()
         log_build(self._config.name, result)
         return result
+
+
+def _past(config: BuildConfig, cache: OpenCache) -> Past:
+    lto = {ThinLto: "thin LTO", FatLto: "fat LTO", type(None): "no LTO"}[type(config.lto)]
+    if config.link is None:
+        thing = Thing(config.out_dir.absolute(), f"modules, {lto}")
+    else:
+        thing = Thing(config.link.output.absolute(), f"{config.link.kind.value}, {lto}")
+    return Past(cache.records, thing)
 
 
 def _size(path: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from coordinator._build import Build
+from coordinator._cache import Cache, OpenCache, open_cache
 from coordinator._config import BuildConfig
 from coordinator._history import History
 from coordinator._loop import MainLoop
@@ -17,6 +18,7 @@ from coordinator._machine import Machine
 from coordinator._memory import memory_limit
 from coordinator._tokens import token_source
 from workers.backend import Backend
+from workers.cached import CachedBackend
 from workers.errors import RequestError
 
 __all__ = ["Coordinator", "open_coordinator"]
@@ -24,20 +26,23 @@ __all__ = ["Coordinator", "open_coordinator"]
 # What the rest of the machine keeps of the memory: LLVM's peaks are predicted, not known.
 _MEMORY_SHARE = 0.8
 
+_DEFAULT_CACHE = Cache()
+
 
 class Coordinator:
     """Runs builds side by side on one pool of workers; from `open_coordinator`."""
 
-    def __init__(self, loop: MainLoop, nursery: trio.Nursery, warning: str | None) -> None:
+    def __init__(self, loop: MainLoop, nursery: trio.Nursery, warning: str | None, cache: OpenCache | None) -> None:
         self._loop = loop
         self._nursery = nursery
         self._history = History()
+        self._cache = cache
         self.warning = warning
         """What the user should know about where the tokens come from, if anything."""
 
     def build(self, config: BuildConfig) -> Build:
         """A new build, to be entered with `async with`. Raises `RequestError` for options nobody can honour."""
-        return Build(config, self._loop, self._history, self._nursery)
+        return Build(config, self._loop, self._history, self._nursery, self._cache)
 
     @property
     def jobs(self) -> int:
@@ -53,6 +58,7 @@ async def open_coordinator(
     toolchain: Path | None = None,
     backend: Backend | None = None,
     short_lived: bool = False,
+    cache: Cache | None = _DEFAULT_CACHE,
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Coordinator]:
     """Open a coordinator in the running trio program; leaving the context stops what still runs.
@@ -62,7 +68,8 @@ async def open_coordinator(
     A `short_lived` coordinator, as for a single build, does not start llvmlite's children, for which it takes dozens
     of the smallest modules to repay their start, unless a build asks for that engine.
     `toolchain` is a directory with clang and lld (default: `LTOD_TOOLCHAIN`, else the wheel's). `backend` replaces
-    the LLVM backend. `environ` is read instead of the process environment.
+    the LLVM backend; nothing of it is cached. `cache` is where results are kept for later builds; `None`: nowhere.
+    `environ` is read instead of the process environment.
 
     Exceptions of the body pass through as they are, never in a group. Raises `RequestError` for a setting that is
     wrong, such as a toolchain that is not there.
@@ -71,6 +78,7 @@ async def open_coordinator(
         ("jobs", jobs, int),
         ("memory_budget", memory_budget, int),
         ("toolchain", toolchain, Path),
+        ("cache", cache, Cache),
     ):
         if value is not None and not isinstance(value, kind):
             raise RequestError(f"{name} is {value!r}: give {kind.__name__} or None")
@@ -83,11 +91,16 @@ async def open_coordinator(
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
         tokens = stack.enter_context(token_source(jobs, environ))
-        if backend is None:
+        opened: OpenCache | None = None
+        if backend is not None:
+            workers = CachedBackend(backend)
+        else:
             from workers.llvm.choice import LLVMLITE_BYTES
             from workers.llvm.codegen import open_llvm_backend  # an embedder with a backend of its own needs no LLVM
 
-            backend = await stack.enter_async_context(
+            if cache is not None:
+                opened = await stack.enter_async_context(open_cache(cache, environ))
+            llvm = await stack.enter_async_context(
                 open_llvm_backend(
                     toolchain=toolchain,
                     environ=environ,
@@ -95,11 +108,14 @@ async def open_coordinator(
                     llvmlite_bytes=0 if short_lived else LLVMLITE_BYTES,
                 )
             )
-        loop = MainLoop(backend, tokens, Machine(tokens.limit, memory_budget))
+            workers = CachedBackend(llvm)
+            if opened is not None:
+                workers = CachedBackend(llvm, llvm.keys(opened.store), opened.store)
+        loop = MainLoop(workers, tokens, Machine(tokens.limit, memory_budget))
         async with trio.open_nursery() as nursery:
             await nursery.start(loop.run)
             try:
-                yield Coordinator(loop, nursery, tokens.warning)
+                yield Coordinator(loop, nursery, tokens.warning, opened)
             except Exception as error:
                 # Raised again outside: a nursery would wrap it in a group, which no embedder expects.
                 failure = error

@@ -19,7 +19,7 @@ from coordinator._loop import MainLoop, Stage
 from coordinator._slots import run_with_slots
 from lto.fat import FatEnded, FatLto, FatQueued, FatReport, FatStarted, run_fat
 from lto.thin import ThinEnded, ThinLto, ThinQueued, ThinReport, ThinStarted, run_thin
-from workers.backend import Backend
+from workers.cached import CachedBackend
 from workers.fat import FatLink, FatLinked, partition_name
 from workers.slots import Slots
 from workers.thin import REGULAR_PART, ThinLink, ThinLinked
@@ -101,7 +101,9 @@ async def join(joining: Joining, loop: MainLoop, enter: Callable[[Stage], bool],
 _File = LinkFile | NeedsThinLto | NeedsFatLto
 
 
-async def _thin(joining: Joining, files: Sequence[_File], backend: Backend, ledger: Ledger, slots: Slots) -> Joined:
+async def _thin(
+    joining: Joining, files: Sequence[_File], backend: CachedBackend, ledger: Ledger, slots: Slots
+) -> Joined:
     link = ThinLink(
         tuple(file for file in files if not isinstance(file, NeedsFatLto) and _has_a_say(file, joining)),
         joining.link,
@@ -153,7 +155,9 @@ async def _thin(joining: Joining, files: Sequence[_File], backend: Backend, ledg
     return Joined(tuple(placed), modules=modules, from_lto=frozenset(objects))
 
 
-async def _fat(joining: Joining, files: Sequence[_File], backend: Backend, ledger: Ledger, slots: Slots) -> Joined:
+async def _fat(
+    joining: Joining, files: Sequence[_File], backend: CachedBackend, ledger: Ledger, slots: Slots
+) -> Joined:
     link = FatLink(
         tuple(file for file in files if not isinstance(file, NeedsThinLto) and _has_a_say(file, joining)),
         joining.link,
@@ -223,5 +227,13 @@ def _as_finished(linked: ThinLinked | FatLinked, step: Step) -> Finished:
     """What the rest of the build needs to know of a step that makes no artifact."""
     passes = linked.passes if isinstance(linked, FatLinked) else ()
     return Finished(
-        linked.module, (), Engine.TOOLCHAIN, linked.seconds, linked.peak_rss_bytes, linked.diagnostics, passes, step
+        linked.module,
+        (),
+        Engine.TOOLCHAIN,
+        linked.seconds,
+        linked.peak_rss_bytes,
+        linked.diagnostics,
+        passes,
+        step,
+        linked.cache,
     )

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from coordinator._events import BuildEvent, BuildResult, DiagnosticReported, ModuleFinished
 from coordinator._history import History
-from workers.work import CodegenOptions, Estimate, Failed, Step, WorkResult
+from coordinator._past import Past
+from workers.work import CodegenOptions, Diagnostic, Estimate, Failed, Severity, Step, WorkResult
 
 __all__ = ["Ledger"]
 
@@ -25,12 +26,14 @@ class Ledger:
     out_dir: Path
     options: CodegenOptions
     history: History
+    past: Past | None = None
     results: list[WorkResult] = field(factory=list, init=False)
     failed: bool = field(default=False, init=False)
     cancelled: bool = field(default=False, init=False)
     opened: float = field(default=math.nan, init=False)
     result: BuildResult | None = field(default=None, init=False)
     _skipped: list[str] = field(factory=list, init=False)
+    _warned: set[str] = field(factory=set, init=False)
     _watchers: list[trio.MemorySendChannel[BuildEvent]] = field(factory=list, init=False)
 
     def watch(self) -> trio.MemoryReceiveChannel[BuildEvent]:
@@ -51,7 +54,7 @@ class Ledger:
 
     def add(self, results: Iterable[WorkResult]) -> None:
         """Enter results, learn from them, and tell."""
-        for result in results:
+        for result in map(self._explained, results):
             self.results.append(result)
             if isinstance(result, Failed):
                 self.failed = True
@@ -61,6 +64,18 @@ class Ledger:
                 for diagnostic in result.diagnostics:
                     self.tell(DiagnosticReported(diagnostic))
                 self.tell(ModuleFinished(result.module, result))
+
+    def _explained(self, result: WorkResult) -> WorkResult:
+        """With why the cache did what it did; and told once, where the user can mend that it did nothing."""
+        use = result.cache
+        if self.past is None:
+            return evolve(result, cache=evolve(use, reason=use.note or "no cache is configured"))
+        reason = self.past.reason(result.module, result.step, use)
+        if use.warn and use.note not in self._warned:
+            self._warned.add(use.note)
+            warning = Diagnostic(Severity.WARNING, result.module, f"not cached: {use.note}")
+            result = evolve(result, diagnostics=(*result.diagnostics, warning))
+        return evolve(result, cache=evolve(use, reason=reason))
 
     def skip(self, names: Sequence[str]) -> None:
         """Enter what was never started."""
@@ -90,6 +105,8 @@ class Ledger:
                 self.cancelled,
                 trio.current_time() - self.opened,
             )
+            if self.past is not None and results:
+                self.past.record(results, seconds=self.result.seconds, ok=self.result.ok)
             for watcher in self._watchers:
                 watcher.close()
         return self.result

@@ -8,7 +8,8 @@ batch is run by a worker task of its own, in the loop's nursery and in a cancel 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -17,12 +18,14 @@ from attrs import define, field, frozen
 
 from coordinator._machine import Machine
 from coordinator._messages import (
+    AwaitItem,
     BatchEnded,
     CancelBatch,
     Command,
     EndStage,
     Event,
     ItemQueued,
+    ItemReturned,
     PauseProducer,
     QueuedItem,
     ReleaseToken,
@@ -33,14 +36,15 @@ from coordinator._messages import (
     StageFailed,
     StageOpened,
     StartBatch,
+    StopAwaiting,
     TokenGranted,
     WithdrawRequest,
 )
 from coordinator._slots import Lease
 from coordinator._tokens import TokenSource
-from workers.backend import Backend
+from workers.cached import CachedBackend
 from workers.errors import RequestError, bug_message
-from workers.work import Diagnostic, Failed, Link, Optimize, Severity, WorkResult
+from workers.work import CopyArtifacts, Deferred, Diagnostic, Failed, Link, Optimize, Severity, WorkResult
 
 __all__ = ["MainLoop", "Stage"]
 
@@ -49,9 +53,8 @@ __all__ = ["MainLoop", "Stage"]
 class _Worked:
     """A worker is done with a batch; no results if it was cancelled."""
 
-    batch: int
-    stage: int
-    results: Sequence[WorkResult]
+    start: StartBatch
+    results: Sequence[WorkResult | Deferred]
 
 
 _Message = Event | _Worked
@@ -124,7 +127,7 @@ class Stage:
 class MainLoop:
     """Runs the machine over a backend, a token source and a memory budget in bytes."""
 
-    backend: Backend
+    backend: CachedBackend
     tokens: TokenSource
     machine: Machine
     _send: trio.MemorySendChannel[_Message] = field(init=False)
@@ -133,6 +136,10 @@ class MainLoop:
     _ids: itertools.count[int] = field(factory=itertools.count, init=False)
     _scopes: dict[int, trio.CancelScope] = field(factory=dict, init=False)
     _request: trio.CancelScope | None = field(default=None, init=False)
+    _released: dict[str, Callable[[], Awaitable[None]]] = field(factory=dict, init=False)
+    """How to wait for the deferred items of the batch that ended last."""
+    _waits: dict[int, set[trio.CancelScope]] = field(factory=lambda: defaultdict(set), init=False)
+    """For deferred items, by stage."""
 
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[_Message](0)
@@ -173,11 +180,15 @@ class MainLoop:
                 ):
                     return []  # sent before its sender could know that another task had cancelled the build
             return self.machine.handle(message)
-        del self._scopes[message.batch]
-        if message.results:
-            self._stages[message.stage].on_results(message.results)
-        failures = sum(isinstance(result, Failed) for result in message.results)
-        return self.machine.handle(BatchEnded(message.batch, failures))
+        start = message.start
+        del self._scopes[start.batch]
+        results = [result for result in message.results if not isinstance(result, Deferred)]
+        if results:
+            self._stages[start.stage].on_results(results)
+        self._released = {result.module: result.released for result in message.results if isinstance(result, Deferred)}
+        deferred = tuple(item for item in start.items if item.name in self._released)
+        failures = sum(isinstance(result, Failed) for result in results)
+        return self.machine.handle(BatchEnded(start.batch, failures, deferred))
 
     def _perform(self, command: Command, nursery: trio.Nursery) -> None:
         match command:
@@ -188,6 +199,7 @@ class MainLoop:
             case EndStage(stage, skipped):
                 ended = self._stages.pop(stage)
                 ended.skipped = skipped
+                self._waits.pop(stage, None)
                 _let_go(ended)
             case PauseProducer(stage):
                 self._stages[stage].room = trio.Event()
@@ -195,6 +207,13 @@ class MainLoop:
                 _resume(self._stages[stage])
             case CancelBatch(batch):
                 self._scopes[batch].cancel()
+            case AwaitItem(stage, item):
+                scope = trio.CancelScope()
+                self._waits[stage].add(scope)
+                nursery.start_soon(self._wait, command, self._released[item.name], scope, self._send.clone())
+            case StopAwaiting(stage):
+                for scope in self._waits.pop(stage, ()):
+                    scope.cancel()
             case RequestToken():
                 self._request = trio.CancelScope()
                 nursery.start_soon(self._acquire, self._request, self._send.clone())
@@ -220,12 +239,25 @@ class MainLoop:
     ) -> None:
         """A worker task: one batch on one token."""
         with results:
-            outcome: Sequence[WorkResult] = ()
+            outcome: Sequence[WorkResult | Deferred] = ()
             with scope:
                 outcome = await self._run([item.work for item in start.items])
-            await results.send(_Worked(start.batch, start.stage, outcome))
+            await results.send(_Worked(start, outcome))
 
-    async def _run(self, works: Sequence[Optimize | Link | Lease]) -> Sequence[WorkResult]:
+    async def _wait(
+        self,
+        command: AwaitItem,
+        released: Callable[[], Awaitable[None]],
+        scope: trio.CancelScope,
+        events: trio.MemorySendChannel[_Message],
+    ) -> None:
+        """Wait for what somebody else is doing. It needs no token."""
+        with events, scope:
+            await released()
+            await events.send(ItemReturned(command.stage, command.item))
+        self._waits[command.stage].discard(scope)
+
+    async def _run(self, works: Sequence[Optimize | CopyArtifacts | Link | Lease]) -> Sequence[WorkResult | Deferred]:
         try:
             match works[0]:
                 case Lease() as lease:
@@ -233,8 +265,10 @@ class MainLoop:
                     return []
                 case Link() as link:
                     return [await self.backend.link(link)]
-                case Optimize():
-                    return await self.backend.compile([work for work in works if isinstance(work, Optimize)])
+                case Optimize() | CopyArtifacts():
+                    return await self.backend.compile(
+                        [work for work in works if isinstance(work, Optimize | CopyArtifacts)]
+                    )
                 case _:
                     assert_never(works[0])
         except Exception as error:
@@ -253,5 +287,6 @@ def _resume(stage: Stage) -> None:
         stage.room = None
 
 
-def _bug(work: Optimize | Link, error: Exception) -> Failed:
-    return Failed(work.name, work.options.engine, 0.0, 0, (Diagnostic(Severity.ERROR, work.name, bug_message(error)),))
+def _bug(work: Optimize | CopyArtifacts | Link, error: Exception) -> Failed:
+    options = work.item.options if isinstance(work, CopyArtifacts) else work.options
+    return Failed(work.name, options.engine, 0.0, 0, (Diagnostic(Severity.ERROR, work.name, bug_message(error)),))

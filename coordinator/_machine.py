@@ -18,9 +18,13 @@ Memory
 Batches
     Items of one build with an equal batch key may share one dispatch. A batch takes a share of what is queued
     (guided self-scheduling), so batches shrink towards the end and all tokens finish together.
+Deferred items
+    What somebody else is computing already is awaited without a token, and then queued again. The stage stays open for
+    it.
 Abort
     A state: the first failure (unless the build keeps going) empties the build's queue and starts nothing
-    more of it; what runs is drained, and its results count. Cancelling a build also stops what runs.
+    more of it; what runs is drained, and its results count; what is awaited is given up. Cancelling a build also stops
+    what runs.
 """
 
 from __future__ import annotations
@@ -33,12 +37,14 @@ from typing import assert_never
 from attrs import define, field, frozen
 
 from coordinator._messages import (
+    AwaitItem,
     BatchEnded,
     CancelBatch,
     Command,
     EndStage,
     Event,
     ItemQueued,
+    ItemReturned,
     PauseProducer,
     QueuedItem,
     ReleaseToken,
@@ -49,6 +55,7 @@ from coordinator._messages import (
     StageFailed,
     StageOpened,
     StartBatch,
+    StopAwaiting,
     TokenGranted,
     WithdrawRequest,
 )
@@ -104,6 +111,7 @@ class _Stage:
     aborted: bool = False
     paused: bool = False
     skipped: list[str] = field(factory=list)
+    awaited: dict[str, QueuedItem] = field(factory=dict)
 
 
 @frozen
@@ -139,8 +147,11 @@ class Machine:
         match event:
             case ItemQueued(stage, item):
                 self._queue(self._stage(stage), item, commands)
-            case BatchEnded(batch, failures):
-                self._batch_ended(batch, failures, commands)
+            case BatchEnded(batch, failures, deferred):
+                self._batch_ended(batch, failures, deferred, commands)
+            case ItemReturned(stage, item):
+                if stage in self._stages and self._stages[stage].awaited.pop(item.name, None) is not None:
+                    self._push(self._stages[stage], item)
             case TokenGranted(token):
                 self._requested = False
                 self._idle.append(token)
@@ -176,15 +187,20 @@ class Machine:
             return
         if stage.closed:
             raise self._impossible(f"item {item.name!r} for the closed stage {stage.id}")
-        self._sequence += 1
-        heapq.heappush(stage.queue, (-item.estimate.seconds, self._sequence, _Entry(item, stage.id)))
-        stage.queued_seconds += item.estimate.seconds
-        stage.held_bytes += item.held_bytes
+        self._push(stage, item)
         if not stage.paused and queue_full_enough(len(stage.queue), stage.held_bytes, self.limit):
             stage.paused = True
             commands.append(PauseProducer(stage.id))
 
-    def _batch_ended(self, batch: int, failures: int, commands: list[Command]) -> None:
+    def _push(self, stage: _Stage, item: QueuedItem) -> None:
+        self._sequence += 1
+        heapq.heappush(stage.queue, (-item.estimate.seconds, self._sequence, _Entry(item, stage.id)))
+        stage.queued_seconds += item.estimate.seconds
+        stage.held_bytes += item.held_bytes
+
+    def _batch_ended(
+        self, batch: int, failures: int, deferred: tuple[QueuedItem, ...], commands: list[Command]
+    ) -> None:
         running = self._running.pop(batch, None)
         if running is None:
             raise self._impossible(f"batch {batch} is not running")
@@ -194,6 +210,11 @@ class Machine:
         self._idle.append(running.token)
         if failures and not stage.keep_going:
             self._abort(stage, commands)
+        if stage.aborted:
+            stage.skipped += [item.name for item in deferred]
+        else:
+            stage.awaited |= {item.name: item for item in deferred}
+            commands += [AwaitItem(stage.id, item) for item in deferred]
         self._may_end = stage
 
     def _close(self, stage: _Stage) -> None:
@@ -204,6 +225,10 @@ class Machine:
         stage.aborted = True
         stage.skipped += [entry.item.name for _, _, entry in stage.queue]
         stage.queue.clear()
+        if stage.awaited:
+            stage.skipped += stage.awaited
+            stage.awaited.clear()
+            commands.append(StopAwaiting(stage.id))
         stage.queued_seconds = 0.0
         stage.held_bytes = 0
         if self._starving is not None and self._starving.stage == stage.id:
@@ -316,7 +341,7 @@ class Machine:
 
     def _end_stages(self, commands: list[Command]) -> None:
         stage, self._may_end = self._may_end, None
-        if stage is not None and stage.closed and not stage.queue and not stage.running:
+        if stage is not None and stage.closed and not (stage.queue or stage.running or stage.awaited):
             del self._stages[stage.id]
             commands.append(EndStage(stage.id, tuple(sorted(stage.skipped))))
 
@@ -345,7 +370,9 @@ class Machine:
             "running batches are counted": lambda: all(
                 s.running == sum(r.stage == s.id for r in self._running.values()) for s in self._stages.values()
             ),
-            "an aborted stage has no queue": lambda: not any(s.aborted and s.queue for s in self._stages.values()),
+            "an aborted stage has no queue": lambda: (
+                not any(s.aborted and (s.queue or s.awaited) for s in self._stages.values())
+            ),
             "no explicit token idles": lambda: all(t is IMPLICIT for t in self._idle),
             "the implicit token idles only when nothing can start": lambda: not self._idle or self._next()[0] is None,
         }

@@ -13,12 +13,14 @@ from coordinator._tokens import Token
 from workers.work import Estimate
 
 __all__ = [
+    "AwaitItem",
     "BatchEnded",
     "CancelBatch",
     "Command",
     "EndStage",
     "Event",
     "ItemQueued",
+    "ItemReturned",
     "PauseProducer",
     "QueuedItem",
     "ReleaseToken",
@@ -29,6 +31,7 @@ __all__ = [
     "StageFailed",
     "StageOpened",
     "StartBatch",
+    "StopAwaiting",
     "TokenGranted",
     "WithdrawRequest",
 ]
@@ -96,13 +99,25 @@ class TokenGranted:
 
 @frozen
 class BatchEnded:
-    """A batch has left its worker, whatever became of it; `failures` counts its failed items."""
+    """A batch has left its worker, whatever became of it; `failures` counts its failed items.
+
+    Nothing was done for the `deferred` ones, as somebody else is doing it.
+    """
 
     batch: int
     failures: int = 0
+    deferred: tuple[QueuedItem, ...] = ()
 
 
-Event = StageOpened | ItemQueued | StageFailed | StageClosed | StageCancelled | TokenGranted | BatchEnded
+@frozen
+class ItemReturned:
+    """Answer to `AwaitItem`: the item can be tried again. May cross with `StopAwaiting`."""
+
+    stage: int
+    item: QueuedItem
+
+
+Event = StageOpened | ItemQueued | StageFailed | StageClosed | StageCancelled | TokenGranted | BatchEnded | ItemReturned
 
 
 # Commands: what the shell must do
@@ -123,6 +138,21 @@ class CancelBatch:
     """Stop a running batch; its `BatchEnded` still comes."""
 
     batch: int
+
+
+@frozen
+class AwaitItem:
+    """Wait, without a token, until whoever is making the deferred item has ended; answer with `ItemReturned`."""
+
+    stage: int
+    item: QueuedItem
+
+
+@frozen
+class StopAwaiting:
+    """None of the stage's deferred items is wanted any more."""
+
+    stage: int
 
 
 @frozen
@@ -165,5 +195,14 @@ class EndStage:
 
 
 Command = (
-    StartBatch | CancelBatch | RequestToken | WithdrawRequest | ReleaseToken | PauseProducer | ResumeProducer | EndStage
+    StartBatch
+    | CancelBatch
+    | AwaitItem
+    | StopAwaiting
+    | RequestToken
+    | WithdrawRequest
+    | ReleaseToken
+    | PauseProducer
+    | ResumeProducer
+    | EndStage
 )

@@ -36,6 +36,7 @@ from coordinator import (
 from coordinator._loop import MainLoop
 from coordinator._machine import Machine
 from coordinator._tokens import OwnTokens, Token
+from workers.cached import CachedBackend
 from workers.fake import FakeBackend
 from workers.work import Optimize
 
@@ -396,7 +397,7 @@ class CountingTokens(OwnTokens):
 async def test_many_builds_with_random_ends_lose_no_token(seed: int, autojump_clock: trio.abc.Clock) -> None:
     rng = random.Random(seed)
     tokens = CountingTokens(4)
-    loop = MainLoop(FakeBackend(write=False), tokens, Machine(tokens.limit, 2**40))
+    loop = MainLoop(CachedBackend(FakeBackend(write=False)), tokens, Machine(tokens.limit, 2**40))
     endings: list[str] = []
 
     async def one(coordinator: Coordinator) -> None:
@@ -414,7 +415,7 @@ async def test_many_builds_with_random_ends_lose_no_token(seed: int, autojump_cl
 
     async with trio.open_nursery() as outer:
         await outer.start(loop.run)
-        coordinator = Coordinator(loop, outer, None)
+        coordinator = Coordinator(loop, outer, None, None)
         async with trio.open_nursery() as builds:
             for _ in range(30):
                 builds.start_soon(one, coordinator)

@@ -160,7 +160,7 @@ def test_another_version_is_refused(indexes: dict[str, Path]) -> None:
     data = bytearray(indexes["main"].read_bytes())
     index = read_index(bytes(data))
     # The version record comes first: abbreviation id, code, number of values, value.
-    at = index._summary_block.start + index._summary_block.width + 12
+    at = index.frame.summaries.start + index.frame.summaries.width + 12
     word = int.from_bytes(data, "little") ^ (12 ^ 13) << at
     with pytest.raises(BitcodeError, match="version 13"):
         read_index(word.to_bytes(len(data), "little"))

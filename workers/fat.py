@@ -12,7 +12,10 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from workers.work import (
+    NOT_ASKED,
+    CacheUse,
     CodegenOptions,
+    Deferred,
     Diagnostic,
     Estimate,
     Failed,
@@ -91,6 +94,9 @@ class FatLinked:
     diagnostics: tuple[Diagnostic, ...] = ()
     passes: tuple[str, ...] = field(default=(), repr=count)
     needs: Mapping[str, tuple[str, ...]] = field(factory=dict, repr=count)
+    reads: bytes | None = field(default=None, repr=False)
+    """What else the link read than it was given, in its backend's words; `None` where that is not known."""
+    cache: CacheUse = NOT_ASKED
 
 
 class FatLtoBackend(Protocol):
@@ -103,15 +109,18 @@ class FatLtoBackend(Protocol):
         """What merging and optimising is expected to need. Quick: no I/O."""
         ...
 
-    async def fat_link(self, item: FatLink, ready: Callable[[FatPartition], None]) -> FatLinked | Failed:
+    async def fat_link(self, item: FatLink, ready: Callable[[FatPartition], None]) -> FatLinked | Failed | Deferred:
         """Merge and optimise; `ready` gets each partition once, as soon as it is whole.
 
-        Parts and their bytes follow from the item alone. The modules' bitcode is not needed any more when this
-        returns. A `Failed` says what is wrong, in terms of modules. When cancelled, no process is left; files in the
-        item's directory do not matter.
+        `Deferred` if somebody else is doing so with the same modules. Parts and their bytes follow from the item alone.
+        The modules' bitcode is not needed any more when this returns. A `Failed` says what is wrong, in terms of
+        modules. When cancelled, no process is left; files in the item's directory do not matter.
         """
         ...
 
-    async def fat_codegen(self, partition: FatPartition) -> Finished | Failed:
-        """Generate code for a partition; the contract is that of `CodegenBackend.compile`."""
+    async def fat_codegen(self, partition: FatPartition) -> Finished | Failed | Deferred:
+        """Generate code for a partition; the contract is that of `CodegenBackend.compile`.
+
+        `Deferred` if somebody else is generating the same.
+        """
         ...

@@ -1,19 +1,24 @@
-"""What a result was made of, as far as it bears upon the result, and why it had to be made again.
+"""What a result was made of, as far as it bears upon the result: the values, and their form in records.
 
-Values and words only. A backend says what the ingredients of an item are; whoever has those of an earlier build of the
-same item can tell the user what changed.
+A backend says what the ingredients of an item are; whoever has those of an earlier build of the same item can tell the
+user what changed (`workers.changes`).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import json
+import zlib
+from collections.abc import Callable, Iterable
 
 from attrs import field, frozen
 
-from workers.work import count
+__all__ = ["Ingredient", "IngredientKind", "Key", "NoKey", "decode", "encode"]
 
-__all__ = ["Ingredient", "IngredientKind", "Key", "NoKey"]
+# Below this, what compressing saves is less than a block of any disk.
+_COMPRESS_BYTES = 512
+# A record of 64 MiB would be of a program of half a million modules: rather a bomb.
+_MOST_BYTES = 64 * 1024 * 1024
 
 
 class IngredientKind(enum.Enum):
@@ -22,17 +27,23 @@ class IngredientKind(enum.Enum):
     COMPILER = "compiler"
     """`name` is a tool's, `value` its version and digest."""
     OPTION = "option"
-    """`name` is an option's, without its value: `-O`, `-mllvm -inline-threshold=`; `value` is ''  where it has none."""
+    """`name` is an option's, without its value: `-O`, `-mllvm -inline-threshold=`; `value` is '' where it has none.
+
+    An option that is there twice is two ingredients.
+    """
     FILE = "file"
     """Something read besides modules, such as a profile or a native library; `value` is its digest."""
     MODULE = "module"
-    """The module itself, or one of those that are merged; `value` is its digest."""
+    """The module itself, with the item's `name`, or one of those that are merged; `value` is its digest."""
     IMPORT = "import"
     """A module that functions are imported from: `symbols` are they, `value` is its digest."""
     EXPORT = "export"
     """`symbols` are the module's own that other modules use, and so must not be made local to it."""
     SYMBOL = "symbol"
-    """What the link found out about a symbol of the module: `value` has words such as `dead` or `defined elsewhere`."""
+    """What the link found out about a symbol of the module: `value` has words such as `dead` or `defined elsewhere`.
+
+    They go on after 'it is', with commas between them; no ingredient is the same as no words.
+    """
     SUMMARY = "summary"
     """The digest of all else that is known of the module's surroundings."""
 
@@ -44,7 +55,7 @@ class Ingredient:
     kind: IngredientKind
     name: str
     value: str = ""
-    symbols: tuple[str, ...] = field(default=(), repr=count)
+    symbols: tuple[str, ...] = field(default=(), repr=lambda symbols: f"<{len(symbols)}>")
 
 
 @frozen
@@ -67,3 +78,27 @@ class NoKey:
 
     reason: str
     warn: bool = False
+
+
+def encode(ingredients: Iterable[Ingredient]) -> bytes:
+    """The ingredients in few bytes, for records."""
+    rows = [[one.kind.value, one.name, one.value, *one.symbols] for one in ingredients]
+    plain = json.dumps(rows, separators=(",", ":")).encode("ascii")
+    return plain if len(plain) < _COMPRESS_BYTES else zlib.compress(plain, 1)
+
+
+def decode(data: bytes) -> tuple[Ingredient, ...]:
+    """What was encoded, without what only a later version knows; nothing if it is damaged."""
+    try:
+        if data[:1] != b"[":
+            data = zlib.decompressobj().decompress(data, _MOST_BYTES)
+        return tuple(
+            Ingredient(_KINDS[kind], name, value, tuple(symbols))
+            for kind, name, value, *symbols in json.loads(data)
+            if kind in _KINDS and all(isinstance(text, str) for text in (name, value, *symbols))
+        )
+    except (ValueError, TypeError, RecursionError, zlib.error):
+        return ()
+
+
+_KINDS = {kind.value: kind for kind in IngredientKind}

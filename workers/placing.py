@@ -1,6 +1,6 @@
 """How an output gets to where it was asked for: whole or not at all, and never onto what is not a file.
 
-Here belong `place` and `landing`. Who makes the output, and what it is, is the business of others.
+Who makes the output, and what it is, is the business of others.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import shutil
 import stat
 from pathlib import Path
 
+from workers.errors import ModuleError
 from workers.keeper import unused_name, watched
+from workers.work import Optimize, artifact_path
 
-__all__ = ["landing", "place"]
+__all__ = ["check_destinations", "landing", "place"]
 
 _COPY_CHUNK = 1024 * 1024
 
@@ -23,6 +25,22 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFBLK: "a block device",
 }
+
+
+def check_destinations(item: Optimize) -> None:
+    """A name must not lead out of the output directory, nor onto the module itself. Raises `ModuleError`."""
+    parts = item.name.split("/")
+    if "\0" in item.name or any(part in ("", ".", "..") for part in parts):
+        raise ModuleError(item.name, "its name cannot be a path below the output directory; rename it")
+    content = item.module.content
+    for kind in item.options.emit:
+        destination = artifact_path(item.out_dir, item.name, kind)
+        try:
+            same = isinstance(content, Path) and destination.samefile(content)
+        except OSError:
+            same = False
+        if same:
+            raise ModuleError(item.name, f"{destination} would overwrite its input; choose another output directory")
 
 
 def place(source: Path, destination: Path, mode: int = 0o644) -> int:

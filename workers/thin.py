@@ -12,7 +12,10 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from workers.work import (
+    NOT_ASKED,
+    CacheUse,
     CodegenOptions,
+    Deferred,
     Diagnostic,
     Estimate,
     Failed,
@@ -87,6 +90,9 @@ class ThinLinked:
     seconds: float
     peak_rss_bytes: int
     diagnostics: tuple[Diagnostic, ...] = ()
+    reads: bytes | None = field(default=None, repr=False)
+    """What else the link read than it was given, in its backend's words; `None` where that is not known."""
+    cache: CacheUse = NOT_ASKED
 
 
 class ThinLtoBackend(Protocol):
@@ -108,10 +114,11 @@ class ThinLtoBackend(Protocol):
 
     async def thin_compile(
         self, batch: Sequence[ThinCompile], *, keep_going: bool = True
-    ) -> Sequence[Finished | Failed]:
+    ) -> Sequence[Finished | Failed | Deferred]:
         """Compile every item of `batch`, all of one thin link: one result each, in the batch's order.
 
-        Unless told to `keep_going`, the first failure may be the last result: what comes behind it is not compiled.
+        Unless told to `keep_going`, the first failure may be the last result: what comes behind it is not compiled. An
+        item that somebody else is making may be `Deferred`.
 
         As `CodegenBackend.compile`: what goes wrong with an item is a `Failed` for that item and for no other, the
         bytes of an artifact never depend on the batch, and cancelling leaves nothing behind.

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import enum
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
 from workers.errors import RequestError
+from workers.ingredients import Ingredient, Key, NoKey
 
 __all__ = [
     "LINKABLE",
+    "NOT_ASKED",
     "Artifact",
+    "CacheOutcome",
+    "CacheUse",
     "CodeModel",
     "CodegenOptions",
+    "CopyArtifacts",
+    "Deferred",
     "Diagnostic",
     "EmitKind",
     "Engine",
@@ -195,6 +201,11 @@ class Module:
     """What a linker would call the module: `lib/libx.a(m.o at 6720)`. By default the file, or the name."""
 
     @property
+    def linker_name(self) -> str:
+        """What a linker calls it."""
+        return self.origin or (str(self.content) if isinstance(self.content, Path) else self.name)
+
+    @property
     def takes_part_in_lto(self) -> bool:
         """Whether the module is optimised together with others, if they are."""
         return self.lto and self.kind is ModuleKind.REGULAR
@@ -296,11 +307,29 @@ class Optimize:
     bitcode: Path | None = None
     pre_linked: object | None = None
     """The inspection's, of a module that went through a pre-link pipeline before it came here."""
+    key: Key | NoKey | None = field(default=None, eq=False, repr=False)
+    """Its result's, where it is known already."""
 
     @property
     def name(self) -> str:
         """The module's name."""
         return self.module.name
+
+
+@frozen
+class CopyArtifacts:
+    """Work item: `item` is done already, elsewhere or earlier; what it made is to be put into its places.
+
+    `cached` is its backend's own business, and so is what to do should it be gone by then.
+    """
+
+    item: Optimize
+    cached: Any = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+        return self.item.name
 
 
 @frozen
@@ -387,6 +416,39 @@ class Step(enum.Enum):
     LINK = "link"
 
 
+class CacheOutcome(enum.Enum):
+    """What the cache did for an item; the value is its name in reports."""
+
+    HIT = "hit"
+    """Its result was there."""
+    MISS = "miss"
+    """It had to be made, and may be there the next time."""
+    SHARED = "shared"
+    """Another build was making just this, and its result was waited for."""
+    OFF = "off"
+    """The cache was not asked."""
+
+
+@frozen
+class CacheUse:
+    """What the cache did for an item, and what is known for explaining that.
+
+    `key` and `ingredients` are what the result was made of, as far as the cache was asked; `note` is why it was not,
+    and with `warn` that is something that the user can mend. `reason` has the words for the user, once the build has
+    compared with an earlier one.
+    """
+
+    outcome: CacheOutcome = CacheOutcome.OFF
+    key: str = ""
+    ingredients: tuple[Ingredient, ...] = field(default=(), repr=count)
+    note: str = ""
+    warn: bool = False
+    reason: str = ""
+
+
+NOT_ASKED = CacheUse()
+
+
 @frozen
 class Finished:
     """Work result: the module is compiled and needs nothing more."""
@@ -401,6 +463,7 @@ class Finished:
     """Warnings."""
     passes: tuple[str, ...] = field(default=(), repr=count)
     step: Step = Step.CODEGEN
+    cache: CacheUse = NOT_ASKED
 
 
 @frozen
@@ -422,6 +485,7 @@ class NeedsThinLto:
     diagnostics: tuple[Diagnostic, ...] = ()
     passes: tuple[str, ...] = field(default=(), repr=count)
     step: Step = field(default=Step.PRE_LINK, init=False)
+    cache: CacheUse = NOT_ASKED
 
 
 @frozen
@@ -442,6 +506,7 @@ class NeedsFatLto:
     diagnostics: tuple[Diagnostic, ...] = ()
     passes: tuple[str, ...] = field(default=(), repr=count)
     step: Step = field(default=Step.PRE_LINK, init=False)
+    cache: CacheUse = NOT_ASKED
 
 
 @frozen
@@ -454,6 +519,7 @@ class Failed:
     peak_rss_bytes: int
     diagnostics: tuple[Diagnostic, ...]
     step: Step = Step.CODEGEN
+    cache: CacheUse = NOT_ASKED
 
 
 @frozen
@@ -468,6 +534,18 @@ class Linked:
     peak_rss_bytes: int
     diagnostics: tuple[Diagnostic, ...] = ()
     step: Step = field(default=Step.LINK, init=False)
+    cache: CacheUse = NOT_ASKED
+
+
+@frozen
+class Deferred:
+    """No result: another build, here or in another process, is making just this.
+
+    `released` returns as soon as that one has ended, in whatever way; then the item is to be tried again.
+    """
+
+    module: str
+    released: Callable[[], Awaitable[None]] = field(eq=False, repr=False)
 
 
 WorkResult = Finished | NeedsThinLto | NeedsFatLto | Linked | Failed

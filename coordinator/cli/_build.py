@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from coordinator._cache import Cache
 from coordinator._config import BuildConfig
 from coordinator.cli._exit import ExitCode
 from coordinator.cli._inputs import read_build_inputs
@@ -116,6 +117,9 @@ def _switches(*switches: tuple[str, str]) -> Callable[[_Command], _Command]:
 @click.option("--memory-budget", type=Size(), help="For all that runs at once [default: 80 % of what there is]")
 @click.option("--toolchain", type=_DIRECTORY, metavar="DIR", help="Where clang and lld are [default: $LTOD_TOOLCHAIN]")
 @click.option("--reproducer-dir", type=_DIRECTORY, help="Where crashes leave a reproducer [default: in --out-dir]")
+@click.option("--cache-dir", type=_DIRECTORY, help="Where results are kept [default: see ltod cache]")
+@click.option("--cache-remote", metavar="URL", help="A second cache behind it, over HTTP [default: $LTOD_CACHE_REMOTE]")
+@click.option("--no-cache", is_flag=True, help="Make everything, and keep nothing")
 @click.pass_obj
 def build(
     signals: StopSignals,
@@ -157,6 +161,9 @@ def build(
     memory_budget: int | None,
     toolchain: Path | None,
     reproducer_dir: Path | None,
+    cache_dir: Path | None,
+    cache_remote: str | None,
+    no_cache: bool,
 ) -> int:
     """Compile LLVM modules, and link them if asked to.
 
@@ -201,6 +208,7 @@ def build(
         jobs=jobs,
         memory_budget=memory_budget,
         toolchain=toolchain,
+        cache=_cache(cache_dir, cache_remote, no_cache),
     )
     if no_lto and lto is None:
         raise RequestError("--no-lto keeps modules out of LTO: add --lto thin or fat, or leave it out")
@@ -279,6 +287,15 @@ def _lto(kind: str | None, partitions: int | None) -> ThinLto | FatLto | None:
             return FatLto(partitions)
         case _:
             return ThinLto(local=kind == "thin-local")
+
+
+def _cache(directory: Path | None, remote: str | None, without: bool) -> Cache | None:
+    """Where results are kept. Raises `RequestError` where the options do not go together."""
+    if not without:
+        return Cache(directory=directory, remote=remote)
+    if directory is not None or remote is not None:
+        raise RequestError("--no-cache with a cache: name one or leave it out, not both")
+    return None
 
 
 def _symbols(path: Path) -> list[str]:

@@ -14,8 +14,10 @@ from typing import NoReturn
 import click
 
 from coordinator.cli._build import build
+from coordinator.cli._cache import cache
 from coordinator.cli._doctor import doctor, print_version
 from coordinator.cli._exit import ExitCode, Interrupted
+from coordinator.cli._explain import explain
 from coordinator.cli._report import Outcome, json_text
 from coordinator.cli._signals import StopSignals
 from coordinator.cli._terminal import OutputError, open_missing_descriptors, put, say
@@ -56,7 +58,7 @@ def completion(shell: str) -> int:
     return ExitCode.OK
 
 
-for command in (build, completion, doctor):
+for command in (build, cache, completion, doctor, explain):
     ltod.add_command(command)
 
 

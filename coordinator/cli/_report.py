@@ -20,9 +20,6 @@ from workers.work import Diagnostic, Failed, Linked, LinkKind, LinkOptions, Seve
 
 __all__ = ["Outcome", "json_text", "passes_text", "summary"]
 
-# Every item is run as long as nothing can be reused.
-_REASON = "no cache is configured"
-
 _LINKS = (Step.THIN_LINK, Step.FAT_LINK, Step.LINK)
 
 
@@ -107,8 +104,8 @@ def _item(done: WorkResult, outcome: Outcome) -> dict[str, Any]:
         "module": done.module,
         "stage": done.step.value,
         "engine": done.engine.value,
-        "cache": "off",
-        "reason": _REASON,
+        "cache": done.cache.outcome.value,
+        "reason": done.cache.reason,
         "seconds": round(done.seconds, 6),
         "peak_rss_bytes": done.peak_rss_bytes,
         "ok": not isinstance(done, Failed),

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
+from coordinator._cache import Cache
 from coordinator._config import BuildConfig
 from coordinator._coordinator import open_coordinator
 from coordinator._events import BuildEvent, BuildFailed, BuildResult
@@ -27,6 +28,7 @@ class BuildRequest:
     jobs: int | None
     memory_budget: int | None
     toolchain: Path | None
+    cache: Cache | None
 
 
 def run_build(
@@ -54,6 +56,7 @@ async def _run(
             memory_budget=request.memory_budget,
             toolchain=request.toolchain,
             short_lived=True,
+            cache=request.cache,
         ) as coordinator:
             if coordinator.warning is not None:
                 warnings.append(Diagnostic(Severity.WARNING, None, coordinator.warning))

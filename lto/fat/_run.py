@@ -9,9 +9,9 @@ from attrs import define, field
 
 from lto.fat._messages import FatEnded, FatQueued, FatReport, FatStarted
 from workers.errors import bug_message
-from workers.fat import FatLink, FatLtoBackend, FatPartition
+from workers.fat import FatLink, FatLinked, FatLtoBackend, FatPartition
 from workers.slots import Slots
-from workers.work import Diagnostic, Engine, Estimate, Failed, NeedsFatLto, Severity, Step
+from workers.work import Deferred, Diagnostic, Engine, Estimate, Failed, Finished, NeedsFatLto, Severity, Step
 
 __all__ = ["run_fat"]
 
@@ -44,45 +44,72 @@ class _Run:
     predict: Callable[[str, Step, Estimate], Estimate]
     keep_going: bool
     aborted: bool = False
+    waits: set[trio.CancelScope] = field(factory=set)
     skipped: list[str] = field(factory=list)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            estimate = self.predict(self.link.name, Step.FAT_LINK, self.backend.fat_estimate(self.link))
-            async with self.slots.hold(self.link.name, estimate):
-                await self.reports.send(FatStarted(self.link.name, Step.FAT_LINK))
 
-                def ready(partition: FatPartition) -> None:
-                    nursery.start_soon(self._generate, partition)
+            def ready(partition: FatPartition) -> None:
+                nursery.start_soon(self._generate, partition)
 
-                try:
-                    result = await self.backend.fat_link(self.link, ready)
-                except Exception as error:
-                    result = _bug(self.link.name, error, Step.FAT_LINK)
+            result = await self._merge(ready)
+            while isinstance(result, Deferred):
+                await result.released()
+                result = await self._merge(ready)
             # Whether or not it worked: nobody merges them again.
             for file in self.link.files:
                 if isinstance(file, NeedsFatLto):
                     file.bitcode.unlink(missing_ok=True)
                     await trio.lowlevel.checkpoint()
-            # Without all of its partitions there is no program, whatever the build would go on with.
-            self.aborted |= isinstance(result, Failed)
+            if isinstance(result, Failed):
+                # Without all of its partitions there is no program, whatever the build would go on with.
+                self._abort()
             await self.reports.send(FatEnded(result))
 
+    async def _merge(self, ready: Callable[[FatPartition], None]) -> FatLinked | Failed | Deferred:
+        """One attempt, on a slot."""
+        estimate = self.predict(self.link.name, Step.FAT_LINK, self.backend.fat_estimate(self.link))
+        async with self.slots.hold(self.link.name, estimate):
+            await self.reports.send(FatStarted(self.link.name, Step.FAT_LINK))
+            try:
+                return await self.backend.fat_link(self.link, ready)
+            except Exception as error:
+                return _bug(self.link.name, error, Step.FAT_LINK)
+
     async def _generate(self, partition: FatPartition) -> None:
-        """A worker task: one partition on a slot."""
+        """A worker task: one partition on a slot, and again if somebody else was making it."""
         await self.reports.send(FatQueued(partition.name))
+        result = await self._attempt(partition)
+        while isinstance(result, Deferred):
+            with trio.CancelScope() as wait:
+                self.waits.add(wait)
+                await result.released()
+            self.waits.discard(wait)
+            result = await self._attempt(partition)
+        if result is None:
+            self.skipped.append(partition.name)
+            return
+        if isinstance(result, Failed) and not self.keep_going:
+            self._abort()
+        await self.reports.send(FatEnded(result))
+
+    async def _attempt(self, partition: FatPartition) -> Finished | Failed | Deferred | None:
+        """`None` where there is no point in it any more."""
         estimate = self.predict(partition.name, Step.FAT_CODEGEN, partition.estimate)
         async with self.slots.hold(partition.name, estimate):
             if self.aborted:
-                self.skipped.append(partition.name)
-                return
+                return None
             await self.reports.send(FatStarted(partition.name, Step.FAT_CODEGEN))
             try:
-                result = await self.backend.fat_codegen(partition)
+                return await self.backend.fat_codegen(partition)
             except Exception as error:
-                result = _bug(partition.name, error, Step.FAT_CODEGEN)
-        self.aborted |= isinstance(result, Failed) and not self.keep_going
-        await self.reports.send(FatEnded(result))
+                return _bug(partition.name, error, Step.FAT_CODEGEN)
+
+    def _abort(self) -> None:
+        self.aborted = True
+        for wait in self.waits:
+            wait.cancel()
 
 
 def _bug(name: str, error: Exception, step: Step) -> Failed:

@@ -6,20 +6,23 @@ results come back over one memory channel without a buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 from attrs import define, evolve, field, frozen
 
 from lto.thin._machine import Machine
 from lto.thin._messages import (
+    AwaitItem,
     BatchEnded,
     BatchStarted,
     Command,
     Ended,
+    ItemReturned,
     LinkEnded,
     StartBatch,
     StartLink,
+    StopAwaiting,
     ThinEnded,
     ThinQueued,
     ThinReport,
@@ -28,8 +31,8 @@ from lto.thin._messages import (
 )
 from workers.errors import bug_message
 from workers.slots import Slots
-from workers.thin import ThinLink, ThinLinked, ThinLtoBackend
-from workers.work import Diagnostic, Engine, Estimate, Failed, Finished, Severity, Step
+from workers.thin import ThinCompile, ThinLink, ThinLinked, ThinLtoBackend
+from workers.work import Deferred, Diagnostic, Engine, Estimate, Failed, Finished, Severity, Step
 
 __all__ = ["run_thin"]
 
@@ -64,10 +67,10 @@ class _Compiled:
     """A worker is done with a batch; no results if it was withdrawn, fewer than items if it ended with a failure."""
 
     batch: int
-    results: tuple[Finished | Failed, ...]
+    results: tuple[Finished | Failed | Deferred, ...]
 
 
-_Message = _Linked | BatchStarted | _Compiled
+_Message = _Linked | BatchStarted | _Compiled | ItemReturned
 
 
 @define
@@ -80,6 +83,9 @@ class _Loop:
     machine: Machine
     scopes: dict[int, trio.CancelScope] = field(factory=dict)
     batches: dict[int, StartBatch] = field(factory=dict)
+    released: dict[str, Callable[[], Awaitable[None]]] = field(factory=dict)
+    """How to wait for the deferred items of the batch that ended last."""
+    waits: set[trio.CancelScope] = field(factory=set)
 
     async def run(self) -> tuple[str, ...]:
         send, receive = trio.open_memory_channel[_Message](0)
@@ -114,14 +120,19 @@ class _Loop:
                 del self.scopes[batch]
                 items = self.batches.pop(batch).items
                 for done in results:
-                    await self.reports.send(ThinEnded(done))
+                    if not isinstance(done, Deferred):
+                        await self.reports.send(ThinEnded(done))
                 failures = sum(isinstance(done, Failed) for done in results)
                 skipped = tuple(item.name for item in items[len(results) :]) if failures else ()
-                return self.machine.handle(BatchEnded(batch, failures, skipped))
+                self.released = {done.module: done.released for done in results if isinstance(done, Deferred)}
+                deferred = tuple(item for item in items if item.name in self.released)
+                return self.machine.handle(BatchEnded(batch, failures, skipped, deferred))
+            case ItemReturned():
+                return self.machine.handle(message)
 
     async def _perform(
         self,
-        command: StartLink | StartBatch | WithdrawBatch,
+        command: StartLink | StartBatch | WithdrawBatch | AwaitItem | StopAwaiting,
         nursery: trio.Nursery,
         send: trio.MemorySendChannel[_Message],
     ) -> None:
@@ -136,6 +147,13 @@ class _Loop:
                 nursery.start_soon(self._compile, command, self.scopes[batch], send.clone())
             case WithdrawBatch(batch):
                 self.scopes[batch].cancel()
+            case AwaitItem(item):
+                scope = trio.CancelScope()
+                self.waits.add(scope)
+                nursery.start_soon(self._wait, item, self.released[item.name], scope, send.clone())
+            case StopAwaiting():
+                for scope in self.waits:
+                    scope.cancel()
 
     async def _do_link(self, send: trio.MemorySendChannel[_Message]) -> None:
         """A worker task: the thin link on a slot."""
@@ -154,7 +172,7 @@ class _Loop:
     ) -> None:
         """A worker task: one batch on one slot."""
         with send:
-            results: tuple[Finished | Failed, ...] = ()
+            results: tuple[Finished | Failed | Deferred, ...] = ()
             with scope:
                 async with self.slots.hold(batch.items[0].name, batch.estimate):
                     # Once the loop has taken this, the batch is not withdrawn any more.
@@ -165,6 +183,19 @@ class _Loop:
                     except Exception as error:
                         results = tuple(_bug(item.name, error, Step.THIN_BACKEND) for item in batch.items)
             await send.send(_Compiled(batch.batch, results))
+
+    async def _wait(
+        self,
+        item: ThinCompile,
+        released: Callable[[], Awaitable[None]],
+        scope: trio.CancelScope,
+        send: trio.MemorySendChannel[_Message],
+    ) -> None:
+        """Wait for what somebody else is making. It needs no slot."""
+        with send, scope:
+            await released()
+            await send.send(ItemReturned(item))
+        self.waits.discard(scope)
 
 
 def _bug(name: str, error: Exception, step: Step) -> Failed:

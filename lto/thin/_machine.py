@@ -9,8 +9,11 @@ Batches
 Slots
     A few batches wait for a slot at any time, not one, so that a smaller one can go where the memory for the
     costliest is not there yet; not all, so that late batches are cut to what is left then.
+Deferred items
+    What somebody else is making already is awaited without a slot, and then tried again before all others.
 Abort
-    A state: after the first failure (unless the build keeps going) what waits is withdrawn, what runs is drained.
+    A state: after the first failure (unless the build keeps going) what waits is withdrawn, what is awaited is given
+    up, what runs is drained.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ from typing import assert_never
 from attrs import define, field
 
 from lto.thin._messages import (
+    AwaitItem,
     BatchEnded,
     BatchStarted,
     Command,
     Ended,
     Event,
+    ItemReturned,
     LinkEnded,
     StartBatch,
     StartLink,
+    StopAwaiting,
     WithdrawBatch,
 )
 from workers.errors import InternalError
@@ -66,6 +72,7 @@ class Machine:
     _waiting: dict[int, StartBatch] = field(factory=dict, init=False)
     _running: dict[int, StartBatch] = field(factory=dict, init=False)
     _withdrawn: set[int] = field(factory=set, init=False)
+    _awaited: set[str] = field(factory=set, init=False)
     _aborted: bool = field(default=False, init=False)
     _skipped: list[str] = field(factory=list, init=False)
     _batches: int = field(default=0, init=False)
@@ -92,14 +99,20 @@ class Machine:
                     raise self._impossible(f"batch {batch} does not wait for a slot")
                 self._running[batch] = self._waiting.pop(batch)
                 self._withdrawn.discard(batch)  # it had its slot before it could be told
-            case BatchEnded(batch, failures, skipped):
+            case BatchEnded(batch, failures, skipped, deferred):
                 self._batch_ended(batch, failures, commands)
                 self._skipped += skipped
+                self._defer(deferred, commands)
+            case ItemReturned(item):
+                if item.name in self._awaited:
+                    self._awaited.remove(item.name)
+                    self._queue.appendleft(item)
+                    self._queued_seconds += item.estimate.seconds
             case _:
                 assert_never(event)
         self._story.append(event)
         self._start_batches(commands)
-        if not (self._linking or self._queue or self._waiting or self._running):
+        if not (self._linking or self._queue or self._waiting or self._running or self._awaited):
             commands.append(Ended(tuple(sorted(self._skipped))))
         self._story.extend(commands)
         return commands
@@ -117,6 +130,17 @@ class Machine:
             self._queue.clear()
             self._withdrawn |= self._waiting.keys()
             commands += [WithdrawBatch(waiting) for waiting in self._waiting]
+            if self._awaited:
+                self._skipped += self._awaited
+                self._awaited.clear()
+                commands.append(StopAwaiting())
+
+    def _defer(self, items: tuple[ThinCompile, ...], commands: list[Command]) -> None:
+        if self._aborted:
+            self._skipped += [item.name for item in items]
+        else:
+            self._awaited |= {item.name for item in items}
+            commands += [AwaitItem(item) for item in items]
 
     def _start_batches(self, commands: list[Command]) -> None:
         while self._queue and len(self._waiting) < WAITING:
@@ -149,7 +173,7 @@ class Machine:
 
     def check_invariants(self) -> None:
         """Raise `InternalError` where the state contradicts itself; for tests."""
-        if self._aborted and self._queue:
+        if self._aborted and (self._queue or self._awaited):
             raise self._impossible("an aborted loop has a queue")
         if self._waiting.keys() & self._running.keys():
             raise self._impossible("a batch waits and runs")

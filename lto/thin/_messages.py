@@ -11,14 +11,17 @@ from workers.thin import ThinCompile, ThinLinked
 from workers.work import Estimate, Failed, Finished, Step, count, typed
 
 __all__ = [
+    "AwaitItem",
     "BatchEnded",
     "BatchStarted",
     "Command",
     "Ended",
     "Event",
+    "ItemReturned",
     "LinkEnded",
     "StartBatch",
     "StartLink",
+    "StopAwaiting",
     "ThinEnded",
     "ThinLto",
     "ThinQueued",
@@ -57,15 +60,24 @@ class BatchStarted:
 class BatchEnded:
     """The batch has left its worker; `failures` counts its failed items, `skipped` names those that it did not get to.
 
-    One that was withdrawn has done nothing.
+    One that was withdrawn has done nothing. Neither was anything done for the `deferred` ones, which somebody else is
+    making.
     """
 
     batch: int
     failures: int = 0
     skipped: tuple[str, ...] = ()
+    deferred: tuple[ThinCompile, ...] = field(default=(), repr=count)
 
 
-Event = LinkEnded | BatchStarted | BatchEnded
+@frozen
+class ItemReturned:
+    """Answer to `AwaitItem`: the item can be tried again. May cross with `StopAwaiting`."""
+
+    item: ThinCompile
+
+
+Event = LinkEnded | BatchStarted | BatchEnded | ItemReturned
 
 
 # Commands: what the shell must do
@@ -93,13 +105,25 @@ class WithdrawBatch:
 
 
 @frozen
+class AwaitItem:
+    """Wait, without a slot, until whoever is making the deferred item has ended; answer with `ItemReturned`."""
+
+    item: ThinCompile
+
+
+@frozen
+class StopAwaiting:
+    """No deferred item is wanted any more."""
+
+
+@frozen
 class Ended:
     """The loop is done: nothing runs, nothing waits. `skipped` names the modules that were never compiled."""
 
     skipped: tuple[str, ...]
 
 
-Command = StartLink | StartBatch | WithdrawBatch | Ended
+Command = StartLink | StartBatch | WithdrawBatch | AwaitItem | StopAwaiting | Ended
 
 
 # Reports: what the build hears

@@ -27,6 +27,7 @@ from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, o
 from workers.llvm.content import stamp_of
 from workers.llvm.fat_engine import FatEngine
 from workers.llvm.inputs import inspect_content, llvm_content
+from workers.llvm.keys import LlvmKeys
 from workers.llvm.link import link
 from workers.llvm.link_driver import DriverError, check_link
 from workers.llvm.lld_line import LldLines
@@ -34,13 +35,15 @@ from workers.llvm.llvmlite_engine import LlvmliteEngine
 from workers.llvm.llvmlite_pool import LlvmlitePool
 from workers.llvm.llvmlite_request import unsupported
 from workers.llvm.oom import OomWatch
-from workers.llvm.outputs import check_destinations, finish, stem
+from workers.llvm.outputs import finish, stem
 from workers.llvm.planner import NotNowError, Planner
 from workers.llvm.pre_link import AS_IS, PreLinked, check_lto, finish_pre_link, is_as_is, take_as_is
 from workers.llvm.profile import check_profile
 from workers.llvm.thin_engine import ThinEngine
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, ask_toolchain
 from workers.llvm.toolchain_engine import Report, Task, ToolchainEngine
+from workers.placing import check_destinations
+from workers.store import Store
 from workers.thin import ThinCompile, ThinLink, ThinLinked
 from workers.work import (
     CodegenOptions,
@@ -151,6 +154,10 @@ class LlvmBackend:
         else:
             expected = estimate(self._llvmlite_bytes, header.size, triple, options, pre_link)
         return Inspection(Target(triple, header.data_layout), header.size, expected, pre_linked)
+
+    def keys(self, store: Store) -> LlvmKeys:
+        """The keys of what this backend makes; what takes long to find out is kept in `store`."""
+        return LlvmKeys(self.toolchain, self._planner, self._scratch, self._llvmlite_bytes, store)
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """ThinLTO indexes: the combined one of a link, and the part of it that one backend compile needs (its shard).
 
-Here belongs reading and rewriting them, as bytes; whose summaries a shard needs is decided in `workers.llvm.thin_plan`.
+Here belongs reading and rewriting them, as bytes; whose summaries a shard needs is decided in `workers.llvm.thin_plan`,
+and when two shards say the same in `workers.llvm.shard_form`.
 
 An index is a module block with a table of modules (id, path, hash) and a block of summaries: one record for each
 value and module, whose operands name values by small numbers that stand for GUIDs. Rewriting cuts at two places: the
@@ -11,30 +12,45 @@ number of bits, and otherwise stays as it was written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import field, frozen
 
+from workers.llvm.bitcode import MODULE_BLOCK, blocks
 from workers.llvm.bitstream import BitcodeError, BitCursor, Block, Record
+from workers.llvm.record_reader import block_records, written
 
-__all__ = ["Index", "IndexedModule", "Summary", "guid_of", "read_index", "rewrite_index"]
+__all__ = [
+    "FIELDS_OF_FUNCTION",
+    "SUMMARY_VERSION",
+    "Index",
+    "IndexFrame",
+    "IndexedModule",
+    "Summary",
+    "guid_of",
+    "index_frame",
+    "read_index",
+    "rewrite_index",
+]
 
-_MAGIC = b"BC\xc0\xde"
+SUMMARY_VERSION = 12
+"""What LLVM 22 writes; in another version records may mean something else."""
+
+FIELDS_OF_FUNCTION = 9
+"""Values of a function's summary before the numbers of what it refers to and calls."""
 
 # Block ids and record codes of llvm/Bitcode/LLVMBitCodes.h.
-_BLOCKINFO_BLOCK, _MODULE_BLOCK, _MODULE_TABLE_BLOCK, _SUMMARY_BLOCK = 0, 8, 19, 20
+_IDENTIFICATION_BLOCK, _MODULE_TABLE_BLOCK, _SUMMARY_BLOCK, _STRTAB_BLOCK = 13, 19, 20, 23
 _ENTRY, _HASH = 1, 2
+_MODULE_VERSION, _BLOB = 1, 1
 _FUNCTION, _FUNCTION_WITH_PROFILE, _VARIABLE, _ALIAS, _VERSION, _VALUE_GUID, _FLAGS = 4, 5, 6, 8, 10, 16, 20
-_TABLE_RECORDS = frozenset({_ENTRY, _HASH})
-_SUMMARY_RECORDS = frozenset({_FUNCTION, _FUNCTION_WITH_PROFILE, _VARIABLE, _ALIAS, _VERSION, _VALUE_GUID, _FLAGS})
-
-_SUMMARY_VERSION = 12
-"""What LLVM 22 writes; in another version records may mean something else."""
+_DEFINITIONS = frozenset({_FUNCTION, _FUNCTION_WITH_PROFILE, _VARIABLE, _ALIAS})
+_OPENING_RECORDS = frozenset({_VERSION, _FLAGS})
+_EVERY_RECORD = frozenset(range(64))
 
 _LIVE, _DSO_LOCAL, _NOT_TO_IMPORT = 0x20, 0x40, 0x10
 
 _UNABBREVIATED = 3
-_OPERANDS_BEFORE_REFERENCES = 9
 _FLUSH = 4096
 
 
@@ -45,6 +61,23 @@ class IndexedModule:
     id: int
     path: bytes
     hash: tuple[int, ...]
+
+    @property
+    def file(self) -> str:
+        """The path as Python spells it."""
+        return self.path.decode("utf-8", "surrogateescape")
+
+
+@frozen
+class IndexFrame:
+    """Where the parts of an index are, and those that are not summaries."""
+
+    modules: tuple[IndexedModule, ...]
+    strings: bytes = field(repr=lambda strings: f"<{len(strings)}>")
+    """The names of types and functions, one behind the other."""
+    module_block: Block
+    table: Block
+    summaries: Block
 
 
 @frozen
@@ -63,21 +96,25 @@ class Summary:
 
 @frozen
 class Index:
-    """A combined index or a shard. What is private is for `rewrite_index`."""
+    """A combined index or a shard."""
 
-    modules: tuple[IndexedModule, ...]
     summaries: tuple[Summary, ...] = field(repr=lambda rows: f"<{len(rows)}>")
-    _module_block: Block
-    _table: Block
-    _summary_block: Block
-    _records_at: int
-    """The bit position behind the records that open the summary block."""
-    _end_at: int
-    """The bit position behind its end, before the padding."""
+    frame: IndexFrame
+
+    @property
+    def modules(self) -> tuple[IndexedModule, ...]:
+        """The table of modules, in its order."""
+        return self.frame.modules
 
     def module(self, path: bytes) -> IndexedModule | None:
         """The row of the module at `path`, spelled exactly so."""
         return next((module for module in self.modules if module.path == path), None)
+
+    def defined(self) -> Iterator[tuple[bytes, int]]:
+        """The path of its module and the GUID of every definition."""
+        paths = {module.id: module.path for module in self.modules}
+        for row in self.summaries:
+            yield paths[row.module], row.guid
 
 
 def guid_of(name: str | bytes) -> int:
@@ -86,91 +123,99 @@ def guid_of(name: str | bytes) -> int:
     return int.from_bytes(hashlib.md5(text, usedforsecurity=False).digest()[:8], "little")
 
 
-def read_index(data: bytes) -> Index:
-    """Read an index. Raises `BitcodeError` where it is damaged, of another version, or not an index."""
-    if not data.startswith(_MAGIC):
-        raise BitcodeError("it does not begin as bitcode does")
-    cursor = BitCursor(data, 0, len(data))
-    cursor.pos = len(_MAGIC) * 8
+def index_frame(data: bytes) -> IndexFrame:
+    """The parts of an index. Raises `BitcodeError` where it is damaged, has a part that is not known, or is none."""
     module_block: Block | None = None
-    while cursor.pos < len(data) * 8:
-        if cursor.fixed(2) != 1:
-            raise BitcodeError(f"there is no block at byte {cursor.pos >> 3}")
-        block = cursor.enter()
-        if block.id == _MODULE_BLOCK:
+    strings: bytes | None = None
+    inner: dict[int, Block] = {}
+    for cursor, block in blocks(data):
+        if cursor.origin or block.id not in (MODULE_BLOCK, _STRTAB_BLOCK, _IDENTIFICATION_BLOCK):
+            raise BitcodeError("it is not an index")
+        if block.id == MODULE_BLOCK:
             if module_block is not None:
                 raise BitcodeError("it has more than one module block")
             module_block = block
-        cursor.pos = block.end
-    if module_block is None:
-        raise BitcodeError("it has no module block")
-    blocks: dict[int, Block] = {}
-    for item in cursor.items(module_block, frozenset()):
-        if isinstance(item, Block) and blocks.setdefault(item.id, item) is not item:
-            raise BitcodeError(f"it has block {item.id} twice")
-    if _BLOCKINFO_BLOCK in blocks:
-        raise BitcodeError("it has abbreviations where no index has any")
-    if _MODULE_TABLE_BLOCK not in blocks or _SUMMARY_BLOCK not in blocks:
+            for item in cursor.items(block, _EVERY_RECORD):
+                if isinstance(item, Record):
+                    if item.code != _MODULE_VERSION or item.values != [2]:
+                        raise BitcodeError(f"it has the record {item.code} {item.values}, which no index has")
+                elif item.id not in (_MODULE_TABLE_BLOCK, _SUMMARY_BLOCK) or item.id in inner:
+                    raise BitcodeError(f"it has block {item.id} where no index has one")
+                else:
+                    inner[item.id] = item
+        elif block.id == _STRTAB_BLOCK:
+            if strings is not None:
+                raise BitcodeError("it has two string tables")
+            strings = b""
+            for item in cursor.items(block, frozenset({_BLOB})):
+                if isinstance(item, Record) and item.blob is not None:
+                    begin, size = item.blob
+                    strings = bytes(data[begin : begin + size])
+    if module_block is None or len(inner) != 2:
         raise BitcodeError("it is not an index")
-    table, summary_block = blocks[_MODULE_TABLE_BLOCK], blocks[_SUMMARY_BLOCK]
-    rows = _read_table(cursor, table)
-    summaries, records_at = _read_summaries(cursor, summary_block)
-    if not {summary.module for summary in summaries} <= {row.id for row in rows}:
+    table = inner[_MODULE_TABLE_BLOCK]
+    return IndexFrame(_read_table(data, table), strings or b"", module_block, table, inner[_SUMMARY_BLOCK])
+
+
+def read_index(data: bytes) -> Index:
+    """Read an index. Raises `BitcodeError` where it is damaged, of another version, or not an index."""
+    frame = index_frame(data)
+    try:
+        summaries = _read_summaries(data, frame.summaries)
+    except (IndexError, KeyError, ValueError) as error:
+        raise error if isinstance(error, BitcodeError) else BitcodeError("its summaries are damaged") from None
+    if not {summary.module for summary in summaries} <= {row.id for row in frame.modules}:
         raise BitcodeError("its summaries are of modules that it does not name")
-    return Index(rows, summaries, module_block, table, summary_block, records_at, cursor.pos)
+    return Index(summaries, frame)
 
 
-def _read_table(cursor: BitCursor, table: Block) -> tuple[IndexedModule, ...]:
+def _read_table(data: bytes, table: Block) -> tuple[IndexedModule, ...]:
     rows: list[IndexedModule] = []
-    for item in cursor.items(table, _TABLE_RECORDS):
-        if not isinstance(item, Record) or not item.values or (item.code == _HASH and not rows):
-            raise BitcodeError("its table of modules is damaged")
-        if item.code == _ENTRY:
-            path = bytes(value & 0xFF for value in item.values[1:])
-            rows.append(IndexedModule(item.values[0], path, ()))
-        else:
-            rows[-1] = IndexedModule(rows[-1].id, rows[-1].path, tuple(item.values))
+    try:
+        for code, values, rest in block_records(data, table):
+            if code == _ENTRY and not rest:
+                rows.append(IndexedModule(values[0], bytes(values[1:]), ()))
+            elif code == _HASH and not rest and not rows[-1].hash:
+                rows[-1] = IndexedModule(rows[-1].id, rows[-1].path, tuple(values))
+            else:
+                raise BitcodeError(f"its table of modules has the unknown record {code}")
+    except (IndexError, ValueError) as error:
+        raise BitcodeError(f"its table of modules is damaged: {error}") from None
+    if len({row.id for row in rows}) != len(rows):
+        raise BitcodeError("it has two modules with the same number")
     return tuple(rows)
 
 
-def _read_summaries(cursor: BitCursor, block: Block) -> tuple[tuple[Summary, ...], int]:
-    guids: dict[int, int] = {}
+def _read_summaries(data: bytes, block: Block) -> tuple[Summary, ...]:
+    guids: dict[bytes, int] = {}
     rows: list[Summary] = []
-    records_at = 0
-    try:
-        for item in cursor.items(block, _SUMMARY_RECORDS):
-            if not isinstance(item, Record):
-                raise BitcodeError("its block of summaries has a block inside")
-            values = item.values
-            match item.code:
-                case code if code == _VERSION:
-                    if values[0] != _SUMMARY_VERSION:
-                        raise BitcodeError(f"its summaries are of version {values[0]}, not {_SUMMARY_VERSION}")
-                    records_at = cursor.pos
-                case code if code == _FLAGS:
-                    records_at = cursor.pos
-                case code if code == _VALUE_GUID:
-                    guids[values[0]] = values[1] << 32 | values[2]
-                case code:
-                    uses = frozenset(guids[value] for value in _used(code, values))
-                    rows.append(Summary(values[1], guids[values[0]], bool(values[2] & _DSO_LOCAL), uses))
-    except (IndexError, KeyError):
-        raise BitcodeError(f"the summary before byte {cursor.pos >> 3} is damaged") from None
-    if not records_at:
+    is_read = False
+    for code, values, rest in block_records(data, block):
+        if code in _DEFINITIONS:
+            used = frozenset([guids[number] for number in _used(code, values, rest)])
+            rows.append(Summary(values[1], guids[written(values[0])], bool(values[2] & _DSO_LOCAL), used))
+        elif code == _VALUE_GUID:
+            guids[written(values[0])] = values[1] << 32 | values[2]
+        elif code == _VERSION:
+            is_read = values == [SUMMARY_VERSION]
+            if not is_read:
+                raise BitcodeError(f"its summaries are of version {values[0]}, not {SUMMARY_VERSION}")
+    if not is_read:
         raise BitcodeError("its summaries do not say their version")
-    return tuple(rows), records_at
+    return tuple(rows)
 
 
-def _used(code: int, values: list[int]) -> list[int]:
-    """The numbers of the values that a summary names."""
-    if code == _VARIABLE:
-        return values[4:]
+def _used(code: int, values: list[int], rest: list[bytes]) -> list[bytes]:
+    """The numbers of the values that a summary names, as they are written."""
     if code == _ALIAS:
-        return values[3:4]
-    calls = _OPERANDS_BEFORE_REFERENCES + values[6]
-    references = values[_OPERANDS_BEFORE_REFERENCES:calls]
+        return [written(values[3])]
+    if code == _VARIABLE:
+        # What it is like stands before what it refers to, in the same array.
+        return [*map(written, values[3:]), *rest][1:]
+    named = [*map(written, values[FIELDS_OF_FUNCTION:]), *rest]
+    references = values[6]
     # With a profile, each callee is followed by how often it is called.
-    return references + values[calls :: 2 if code == _FUNCTION_WITH_PROFILE else 1]
+    return named[:references] + named[references :: 2 if code == _FUNCTION_WITH_PROFILE else 1]
 
 
 def rewrite_index(
@@ -179,42 +224,47 @@ def rewrite_index(
     """`data`, which `index` was read from, with other paths of modules (by id) and more summaries.
 
     The values with the GUIDs `local` are added as defined in this program or library, as if by the module with the id
-    `owner`.
+    `owner`. Raises `BitcodeError`.
     """
+    frame = index.frame
     table = _Bits()
-    for row in index.modules:
-        table.record(index._table.width, _ENTRY, [row.id, *paths[row.id]])
+    for row in frame.modules:
+        table.record(frame.table.width, _ENTRY, [row.id, *paths[row.id]])
         if row.hash:
-            table.record(index._table.width, _HASH, row.hash)
-    table.put(0, index._table.width)  # END_BLOCK
+            table.record(frame.table.width, _HASH, row.hash)
+    table.put(0, frame.table.width)  # END_BLOCK
     added = _Bits()
-    width = index._summary_block.width
+    width = frame.summaries.width
     for guid in local:
         # The number of a value holds until the next that says what it stands for.
         added.record(width, _VALUE_GUID, [0, guid >> 32, guid & 0xFFFFFFFF])
         added.record(width, _VARIABLE, [0, owner, _LIVE | _DSO_LOCAL | _NOT_TO_IMPORT, 0])
-    new = {index._table: table.words(), index._summary_block: _inserted(data, index, added)}
+    new = {frame.table: table.words(), frame.summaries: _inserted(data, frame.summaries, added)}
     pieces = []
     at = 0
     for block in sorted(new, key=lambda block: block.start):
         pieces += [data[at : (block.start >> 3) - 4], (len(new[block]) >> 2).to_bytes(4, "little"), new[block]]
         at = block.end >> 3
     out = bytearray(b"".join([*pieces, data[at:]]))
-    outer = index._module_block
+    outer = frame.module_block
     size = (outer.end - outer.start >> 3) + len(out) - len(data)
     out[(outer.start >> 3) - 4 : outer.start >> 3] = (size >> 2).to_bytes(4, "little")
     return bytes(out)
 
 
-def _inserted(data: bytes, index: Index, added: _Bits) -> bytes:
-    block = index._summary_block
+def _inserted(data: bytes, block: Block, added: _Bits) -> bytes:
+    """The body of the block of summaries with `added` behind the records that open it."""
+    cursor = BitCursor(data, 0, len(data))
+    records_at = block.start
+    for _ in cursor.items(block, _OPENING_RECORDS):
+        records_at = cursor.pos
     body = int.from_bytes(data[block.start >> 3 : block.end >> 3], "little")
-    head = index._records_at - block.start
+    head = records_at - block.start
     bits = _Bits()
     bits.put(body & (1 << head) - 1, head)
     bits.put(*added.bits())
     # Without the padding behind its end, which a reader would take for the end of the block around it.
-    rest = index._end_at - index._records_at
+    rest = cursor.pos - records_at
     bits.put(body >> head & (1 << rest) - 1, rest)
     return bits.words()
 

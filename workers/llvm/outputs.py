@@ -6,30 +6,13 @@ import hashlib
 import os
 from pathlib import Path
 
-from workers.errors import ModuleError
 from workers.llvm.toolchain_engine import Report, Task
 from workers.placing import place
-from workers.work import Artifact, Diagnostic, EmitKind, Engine, Failed, Finished, Optimize, Severity, artifact_path
+from workers.work import Artifact, Diagnostic, EmitKind, Engine, Failed, Finished, Severity, artifact_path
 
-__all__ = ["check_destinations", "finish", "stem"]
+__all__ = ["finish", "stem"]
 
 _STEM_BYTES = 64 * 1024
-
-
-def check_destinations(item: Optimize) -> None:
-    """A name must not lead out of the output directory, nor onto the module itself. Raises `ModuleError`."""
-    parts = item.name.split("/")
-    if "\0" in item.name or any(part in ("", ".", "..") for part in parts):
-        raise ModuleError(item.name, "its name cannot be a path below the output directory; rename it")
-    content = item.module.content
-    for kind in item.options.emit:
-        destination = artifact_path(item.out_dir, item.name, kind)
-        try:
-            same = isinstance(content, Path) and destination.samefile(content)
-        except OSError:
-            same = False
-        if same:
-            raise ModuleError(item.name, f"{destination} would overwrite its input; choose another output directory")
 
 
 def stem(content: Path | bytes) -> str:

@@ -175,13 +175,12 @@ def _result(
     kind: type[NeedsThinLto | NeedsFatLto], item: Optimize, bitcode: Path, code_bytes: int, report: Report
 ) -> NeedsThinLto | NeedsFatLto:
     module = item.module
-    file = str(module.content) if isinstance(module.content, Path) else module.name
     return kind(
         module=item.name,
         bitcode=bitcode,
         code_bytes=code_bytes,
         lazy=module.lazy,
-        origin=module.origin or file,
+        origin=module.linker_name,
         engine=Engine.TOOLCHAIN,
         seconds=report.seconds,
         peak_rss_bytes=report.peak_rss_bytes,

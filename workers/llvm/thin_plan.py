@@ -86,25 +86,26 @@ class LinkIndex:
     """The combined index, ready for questions."""
 
     def __init__(self, index: Index) -> None:
-        paths = {module.id: module.path for module in index.modules}
+        local = {row.guid for row in index.summaries if row.dso_local}
+        local -= {row.guid for row in index.summaries if not row.dso_local}
         self._uses: dict[bytes, dict[int, frozenset[int]]] = defaultdict(dict)
-        elsewhere: set[int] = set()
-        local: set[int] = set()
-        for row in index.summaries:
-            self._uses[paths[row.module]][row.guid] = row.uses
-            (local if row.dso_local else elsewhere).add(row.guid)
-        self._local = local - elsewhere
+        """Of each definition, what it uses that the link defines itself."""
+        for row, (path, guid) in zip(index.summaries, index.defined(), strict=True):
+            self._uses[path][guid] = row.uses & local
 
-    def missing(self, shard: Index, own: bytes) -> list[int]:
-        """The symbols that `shard`'s modules refer to, the link defines itself, and the shard says nothing of."""
-        paths = {module.id: module.path for module in shard.modules}
+    def missing(self, own: bytes, defined: Iterable[tuple[bytes, int]]) -> list[int]:
+        """The symbols that a shard's modules refer to, the link defines itself, and the shard says nothing of.
+
+        The shard is that of the module at path `own`, and says something of what is `defined`: paths of modules with
+        GUIDs.
+        """
         mine = self._uses.get(own, {})
         used: set[int] = set().union(*mine.values())
         told = set(mine)
-        for row in shard.summaries:
-            used |= self._uses.get(paths[row.module], {}).get(row.guid, row.uses)
-            told.add(row.guid)
-        return sorted((used & self._local) - told)
+        for path, guid in defined:
+            used |= self._uses.get(path, {}).get(guid, frozenset())
+            told.add(guid)
+        return sorted(used - told)
 
 
 def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple[bytes, Sequence[Path]]:
@@ -116,12 +117,12 @@ def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> t
     try:
         data = compile_.shard.read_bytes()
         index = read_index(data)
-        row = index.module(_encoded(own))
+        row = index.module(str(own).encode("utf-8", "surrogateescape"))
         if row is None:
             raise ModuleError(compile_.name, "its index shard is another module's")
-        labels = {module.id: plan.labels[_decoded(module.path)].encode() for module in index.modules}
-        imports = [Path(_decoded(module.path)) for module in index.modules if module is not row]
-        rewritten = rewrite_index(data, index, labels, link_index.missing(index, row.path), row.id)
+        labels = {module.id: plan.labels[module.file].encode() for module in index.modules}
+        imports = [Path(module.file) for module in index.modules if module is not row]
+        rewritten = rewrite_index(data, index, labels, link_index.missing(row.path, index.defined()), row.id)
     except OSError as error:
         raise ModuleError(compile_.name, f"its index shard cannot be read: {error.strerror or error}") from error
     except BitcodeError as error:
@@ -156,11 +157,3 @@ def _read_link_index(combined: Path, link: str) -> LinkIndex:
         raise ModuleError(link, f"its index cannot be read: {error.strerror or error}") from error
     except BitcodeError as error:
         raise ModuleError(link, f"its index cannot be used: {error}") from error
-
-
-def _decoded(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")
-
-
-def _encoded(path: Path) -> bytes:
-    return str(path).encode("utf-8", "surrogateescape")

@@ -25,7 +25,7 @@ from workers.llvm.planner import Planner
 from workers.llvm.toolchain import Toolchain
 from workers.work import CodegenOptions, EmitKind, PreLink
 
-__all__ = ["Report", "Task", "ToolchainEngine"]
+__all__ = ["Report", "Task", "ToolchainEngine", "forms_of"]
 
 _BATCH_SECONDS = 30.0
 """The least a batch may take. Beyond this and twenty times what is expected of it, some module in it hangs, and
@@ -44,12 +44,7 @@ class ToolchainEngine:
 
     async def prepare(self, triple: str, options: CodegenOptions, pre_link: PreLink | None = None) -> None:
         """Ask the driver all that modules of `triple` need. Raises `RequestError` for what it does not have."""
-        forms = {Form.CODE}
-        if pre_link is not None:
-            forms.add(Form.of(pre_link))
-        if EmitKind.FATOBJ in options.emit:
-            forms.add(Form.FAT_OBJECT if knows_fat_lto(triple) else Form.UNIFIED)
-        for form in sorted(forms, key=list(Form).index):
+        for form in forms_of(triple, options, pre_link):
             await self._tools.planner.plan(triple, options, form)
 
     async def compile_batch(self, tasks: Sequence[Task]) -> list[Report]:
@@ -113,3 +108,13 @@ class ToolchainEngine:
             for path, task in zip(written, tasks, strict=True):
                 path.rename(task.outputs[kind])
             return result
+
+
+def forms_of(triple: str, options: CodegenOptions, pre_link: PreLink | None) -> list[Form]:
+    """The forms that modules of `triple` may go through on their way."""
+    forms = {Form.CODE}
+    if pre_link is not None:
+        forms.add(Form.of(pre_link))
+    if EmitKind.FATOBJ in options.emit:
+        forms.add(Form.FAT_OBJECT if knows_fat_lto(triple) else Form.UNIFIED)
+    return sorted(forms, key=list(Form).index)

@@ -1,0 +1,232 @@
+"""What the thin link says of a backend compile is told in ingredients: all that matters, in words. Layer: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.shard_samples import (
+    A_PATH,
+    CHANGES,
+    DIGESTS,
+    FLAGS,
+    GUIDS,
+    MAIN,
+    MODULES,
+    ONE,
+    SUMMARIES,
+    TABLE,
+    THREE,
+    TWO,
+    VERSION,
+    Record,
+    shard,
+    swapped,
+)
+from workers.errors import ModuleError
+from workers.ingredients import Ingredient, IngredientKind
+from workers.llvm.bitstream import BitcodeError
+from workers.llvm.index_shard import read_index
+from workers.llvm.thin_key import ShardFacts, shard_facts
+from workers.llvm.thin_plan import LinkIndex, ThinPlan
+from workers.thin import ThinCompile
+from workers.work import Estimate
+
+pytestmark = pytest.mark.pure
+
+NAMES = dict(zip(GUIDS, ("main", "helper", "table"), strict=True))
+"""None is a name's own GUID: they are what a module keeps to itself, as `static` in C."""
+COMBINED = shard()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shards")
+
+
+def facts(
+    place: Path, data: bytes, digests: Mapping[str, str] = DIGESTS, combined: bytes = COMBINED, own: str = "a/a.bc"
+) -> ShardFacts:
+    path = place / "a.thinlto.bc"
+    path.write_bytes(data)
+    # Only these of a plan are of interest here.
+    plan = SimpleNamespace(paths={"a": Path(own)}, names={"a/a.bc": "a", "a/b.bc": "b", "a/c.bc": "c"})
+    compile_ = ThinCompile("a", Path(own), path, Estimate(1.0, 1), plan)
+    return shard_facts(compile_, cast(ThinPlan, plan), LinkIndex(read_index(combined)), digests)
+
+
+def nothing(_: str) -> Mapping[int, str]:
+    return {}
+
+
+def told(found: ShardFacts, names: Mapping[int, str] = NAMES) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Everything but digests of the rest."""
+    return [
+        (one.kind.value, one.name, one.value, one.symbols)
+        for one in found.ingredients(lambda _: names)
+        if one.kind is not IngredientKind.SUMMARY
+    ]
+
+
+def rest(found: ShardFacts) -> dict[str, str]:
+    return {one.name: one.value for one in found.ingredients(nothing) if one.kind is IngredientKind.SUMMARY}
+
+
+def test_modules_imports_and_exports_are_told_by_name(place: Path) -> None:
+    assert told(facts(place, shard())) == [
+        ("module", "a", "aa", ()),
+        ("import", "b", "bb", ("helper", "table")),
+        ("import", "c", "cc", ()),
+        ("export", "a", "", ("main",)),
+    ]
+
+
+# Of the module itself: a function, and a variable that is no constant.
+TWO_OWN: list[Record] = [VERSION, FLAGS, ONE, TWO, THREE, MAIN, (6, [2, 0, 0x67, 0]), TABLE]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "exports", "words"),
+    [
+        (MAIN, MAIN, ("main",), {}),
+        (MAIN, (5, [1, 0, 0x67, *MAIN[1][3:]]), (), {}),
+        (MAIN, (5, [1, 0, 0x47, *MAIN[1][3:]]), (), {"main": "dead"}),
+        (MAIN, (5, [1, 0, 0x61, *MAIN[1][3:]]), (), {"main": "defined elsewhere"}),
+        (MAIN, (5, [1, 0, 0x41, *MAIN[1][3:]]), (), {"main": "dead, defined elsewhere"}),
+        (MAIN, (5, [1, 0, 0x65, *MAIN[1][3:]]), ("main",), {"main": "weak_odr"}),
+        (MAIN, (5, [1, 0, 0x6F, *MAIN[1][3:]]), ("main",), {"main": "linkage 15"}),
+        (TWO_OWN[-2], (6, [2, 0, 0x60, 0]), ("helper", "main"), {}),
+        (TWO_OWN[-2], (6, [2, 0, 0x67, 1]), ("main",), {"helper": "never written"}),
+        (TWO_OWN[-2], (6, [2, 0, 0x67, 2]), ("main",), {"helper": "never read"}),
+        (TWO_OWN[-2], (6, [2, 0, 0x67, 3]), ("main",), {"helper": "never written, never read"}),
+    ],
+)
+def test_what_the_link_found_out_is_told_by_symbol_and_nowhere_else(
+    old: Record, new: Record, exports: tuple[str, ...], words: Mapping[str, str], place: Path
+) -> None:
+    remaining = rest(facts(place, shard(TWO_OWN)))
+    found = facts(place, shard(swapped(TWO_OWN, old, new)))
+    assert [row for row in told(found) if row[0] in ("export", "symbol")] == [
+        ("export", "a", "", exports),
+        *(("symbol", name, value, ()) for name, value in words.items()),
+    ]
+    assert rest(found) == remaining
+
+
+@pytest.mark.parametrize(
+    ("change", "about"),
+    [
+        ("function flags", {"its functions"}),
+        ("callee", {"its functions"}),
+        ("not local", {"its functions"}),
+        ("order of imports", {"its imports"}),
+        ("hash", {"its imports"}),
+        ("variable's nature", {"its imports"}),
+        ("own hash", {"the whole program"}),
+        ("index flags", {"the whole program"}),
+    ],
+)
+def test_what_is_told_of_no_symbol_is_told_by_what_it_is_about(change: str, about: set[str], place: Path) -> None:
+    before = facts(place, shard())
+    plain, words = rest(before), told(before)
+    after = facts(place, shard(*CHANGES[change]))
+    assert {name for name, value in rest(after).items() if plain.get(name) != value} == about
+    assert told(after) == words
+
+
+def test_types_and_symbols_of_the_program_are_told(place: Path) -> None:
+    plain = rest(facts(place, shard()))
+    typed = rest(facts(place, shard([*SUMMARIES, (21, [0, 3, 0, 1, 2, 3, 4, 5])], strings=b"typ")))
+    assert {name for name, value in typed.items() if plain.get(name) != value} == {"types"}
+    # In the whole link, the module uses something more, which is in the program itself.
+    more: Sequence[Record] = [
+        VERSION, FLAGS, ONE, TWO, THREE, (16, [4, 44, 444]), (5, [1, 0, 0x60, 9, 0, 0, 1, 0, 0, 4, 2, 8]),
+        SUMMARIES[-2], TABLE, (6, [4, 2, 0x60, 0]),
+    ]  # fmt: skip
+    other = facts(place, shard(), combined=shard(more))
+    assert {name for name, value in rest(other).items() if plain.get(name) != value} == {"other modules' symbols"}
+    elsewhere = facts(place, shard(), combined=shard(swapped(more, (6, [4, 2, 0x60, 0]), (6, [4, 2, 0x20, 0]))))
+    assert elsewhere.form_digest == facts(place, shard()).form_digest != other.form_digest
+
+
+def test_symbols_that_nobody_knows_or_that_share_a_name_are_kept_apart(place: Path) -> None:
+    found = facts(place, shard(TWO_OWN))
+    exported = swapped(TWO_OWN, TWO_OWN[-2], (6, [2, 0, 0x60, 0]))
+    assert [one.symbols for one in found.ingredients(nothing) if one.kind is IngredientKind.EXPORT] == [
+        (f"symbol {GUIDS[0]:016x}",)
+    ]
+    found = facts(place, shard(exported))
+    assert told(found, dict.fromkeys(GUIDS, "same"))[-1] == (
+        "export", "a", "", (f"same ({GUIDS[0]:016x})", f"same ({GUIDS[1]:016x})"),
+    )  # fmt: skip
+
+
+def multiset(found: Sequence[Ingredient]) -> list[str]:
+    return sorted(f"{one.kind} {one.name!r} {one.value!r} {one.symbols!r}" for one in found)
+
+
+@pytest.mark.parametrize("names", [{}, NAMES, dict.fromkeys(GUIDS, "same")])
+def test_ingredients_differ_wherever_forms_do(names: Mapping[int, str], place: Path) -> None:
+    found = {}
+    for name, change in {"none": (SUMMARIES, MODULES), **CHANGES}.items():
+        one = facts(place, shard(*change))
+        found[name] = one.form_digest, multiset(one.ingredients(lambda _: names))
+    for (one_name, one_told), (other_name, other_told) in combinations(found.items(), 2):
+        assert one_told[0] != other_told[0], (one_name, other_name)
+        assert one_told[1] != other_told[1], (one_name, other_name)
+
+
+_FLAGS = st.sampled_from([0x60, 0x20, 0x40, 0x67, 0x68, 0x61, 0x47, 0x48, 0x65, 0x62, 0x6F, 0x460, 0x0])
+_DEFINITION = st.one_of(
+    st.tuples(st.just(5), st.tuples(_FLAGS, st.integers(1, 2), st.integers(0, 1)).map(lambda t: (*t, 0, 0, 0, 0))),
+    st.tuples(st.just(6), st.tuples(_FLAGS, st.integers(0, 7))),
+    st.tuples(st.just(8), st.tuples(_FLAGS, st.just(1))),
+)
+_DEFINITIONS = st.dictionaries(st.tuples(st.integers(1, 3), st.integers(0, 2)), _DEFINITION, max_size=4)
+_SHARDS = st.tuples(
+    st.permutations(MODULES), st.sampled_from([("1", "2", "3"), ("1", "1", "1"), ("1", "2", "2"), ("2", "1", "3")])
+)
+Definitions = dict[tuple[int, int], tuple[int, tuple[int, ...]]]
+Surroundings = tuple[list[tuple[int, bytes, list[int]]], tuple[str, ...]]
+
+
+@given(
+    definitions=_DEFINITIONS,
+    edit=st.dictionaries(st.tuples(st.integers(1, 3), st.integers(0, 2)), _DEFINITION, max_size=1),
+    surroundings=st.lists(_SHARDS, min_size=1, max_size=2),
+    names=st.dictionaries(st.sampled_from(GUIDS), st.sampled_from(["x", "y"])),
+)
+def test_equal_ingredients_mean_equal_forms_and_the_other_way_round(
+    definitions: Definitions, edit: Definitions, surroundings: list[Surroundings], names: Mapping[int, str], place: Path
+) -> None:
+    made = []
+    for rows, (modules, digests) in ((definitions, surroundings[0]), ({**definitions, **edit}, surroundings[-1])):
+        records: list[Record] = [(code, [*at, *values]) for at, (code, values) in rows.items()]
+        data = shard([VERSION, FLAGS, ONE, TWO, THREE, *records], modules)
+        found = facts(place, data, dict(zip(DIGESTS, digests, strict=True)))
+        made.append((found.form_digest, multiset(found.ingredients(lambda _: names))))
+    assert (made[0][0] == made[1][0]) == (made[0][1] == made[1][1])
+
+
+def test_what_cannot_be_read_or_understood_is_told(place: Path) -> None:
+    found = facts(place, shard())
+    path = place / "a.thinlto.bc"
+    path.write_bytes(shard(*CHANGES["dead"]))
+    with pytest.raises(ModuleError, match="changed after the thin link"):
+        found.ingredients(nothing)
+    path.unlink()
+    with pytest.raises(ModuleError, match="cannot be read"):
+        found.ingredients(nothing)
+    with pytest.raises(BitcodeError, match="unknown in shards"):
+        facts(place, shard([*SUMMARIES, (63, [0])]))
+    with pytest.raises(BitcodeError, match="another module"):
+        facts(place, shard(), own="a/d.bc")
+    with pytest.raises(BitcodeError, match="not known"):
+        facts(place, shard(), digests={A_PATH.decode(): "aa"})

@@ -1,0 +1,124 @@
+"""The store as the cached backend sees it: results by key, and who is making what."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import define, field, frozen
+
+from workers.ingredients import Ingredient, Key, NoKey, decode, encode
+from workers.store import Entry, Store
+from workers.work import CacheOutcome, CacheUse, Deferred, Diagnostic, Engine, Severity
+
+__all__ = ["Kept", "Shelf", "note_of", "off"]
+
+_T = TypeVar("_T")
+
+
+@frozen
+class Kept:
+    """A result in the store: its outputs, and what was noted of it."""
+
+    key: Key
+    entry: Entry = field(repr=False)
+    note: Mapping[str, Any] = field(repr=False)
+    ingredients: tuple[Ingredient, ...] = field(repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        """What made it."""
+        return Engine(self.note["engine"])
+
+    def diagnostics(self, module: str) -> tuple[Diagnostic, ...]:
+        """What was to be said when it was made, now of the namesake `module`."""
+        return tuple(Diagnostic(Severity(severity), module, text) for severity, text in self.note["diagnostics"])
+
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of its outputs."""
+        return {output.name: output.size for output in self.entry.outputs}
+
+
+@define
+class Shelf:
+    """Finds and keeps results. Whatever is wrong with the store makes misses."""
+
+    store: Store
+    _awaited: set[tuple[str, str]] = field(factory=set, init=False)
+    """Keys and names of items for which somebody else was waited for."""
+
+    async def find(self, key: Key) -> Kept | None:
+        """The result for a key, if it is there."""
+        entry = await self.store.find(key.digest)
+        if entry is None:
+            return None
+        try:
+            head, _, rest = zlib.decompress(entry.note).partition(b"\n")
+            note = json.loads(head)
+            kept = Kept(key, entry, note, decode(rest))
+            _ = kept.engine, kept.diagnostics("")
+        except (ValueError, KeyError, TypeError, zlib.error):
+            return None  # of another version
+        return kept
+
+    async def copy(self, kept: Kept, destinations: Mapping[str, Path], *, private: bool = False) -> bool:
+        """Put outputs into their places; False if they are gone. Raises `OSError` for a destination's fault."""
+        try:
+            return await self.store.fetch(kept.entry, destinations, private=private)
+        except KeyError:
+            return False
+
+    async def keep(
+        self, key: Key, outputs: Mapping[str, Path | bytes], note: Mapping[str, Any]
+    ) -> tuple[Ingredient, ...]:
+        """Keep a result. Gives what it was made of."""
+        ingredients = key.ingredients()
+        text = json.dumps(note).encode() + b"\n" + encode(ingredients)
+        await self.store.add(key.digest, outputs, zlib.compress(text, 1))
+        return ingredients
+
+    async def take(
+        self, name: str, key: Key, again: Callable[[], Awaitable[_T | None]], claims: ExitStack
+    ) -> _T | Deferred | None:
+        """Claim what `key` names for the item `name`; `None`: it is ours to make, until `claims` is closed.
+
+        Else somebody else is making it, or it was made in the meantime: `again` looks for it once more.
+        """
+        claim = self.store.claim(key.digest)
+        if claim is None:
+            self._awaited.add((key.digest, name))
+            return Deferred(name, partial(self.store.wait, key.digest))
+        with ExitStack() as ours:
+            ours.callback(claim.close)
+            done = await again()
+            if done is None:
+                claims.push(ours.pop_all())
+            return done
+
+    def use(self, name: str, kept: Kept, claimed: Key | None = None) -> CacheUse:
+        """What is to be told of an item that was there; `claimed` is what was waited for, if not the result's key."""
+        waited = ((claimed or kept.key).digest, name)
+        outcome = CacheOutcome.SHARED if waited in self._awaited else CacheOutcome.HIT
+        self._awaited.discard(waited)
+        return CacheUse(outcome, kept.key.digest, kept.ingredients)
+
+    def made(self, name: str, key: Key, ingredients: tuple[Ingredient, ...]) -> CacheUse:
+        """What is to be told of an item that had to be made."""
+        self._awaited.discard((key.digest, name))
+        return CacheUse(CacheOutcome.MISS, key.digest, ingredients)
+
+
+def note_of(engine: Engine, diagnostics: Sequence[Diagnostic], **more: Any) -> dict[str, Any]:
+    """What is noted of a result beside its outputs. Diagnostics are kept without the name of the module."""
+    said = [(one.severity.value, one.message) for one in diagnostics]
+    return {"engine": engine.value, "diagnostics": said, **more}
+
+
+def off(key: NoKey) -> CacheUse:
+    """What is to be told of an item that the cache was not asked for."""
+    return CacheUse(note=key.reason, warn=key.warn)

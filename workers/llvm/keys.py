@@ -1,0 +1,211 @@
+"""The keys of LLVM's results: digests of everything that a result follows from, and of nothing else.
+
+That is the tools, what they are told, and what they read; never a path, a time or a name of this machine's. Where
+something is not known to be safe there is no key. Here the parts come together: `identity` says what the tools are,
+`thin_key`, `fat_key` and `link_key` what LTO knows of a module's surroundings, `link_words` and `cc1_words` what of the
+tools' arguments matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from workers.errors import ModuleError, RequestError
+from workers.fat import FatLink, FatPartition
+from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
+from workers.llvm.cc1_words import unknown_word
+from workers.llvm.choice import choose, own_triple
+from workers.llvm.digests import Digests, Witness
+from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
+from workers.llvm.inputs import llvm_content
+from workers.llvm.planner import Planner
+from workers.llvm.pre_link import is_as_is
+from workers.llvm.toolchain import Toolchain
+from workers.llvm.toolchain_engine import forms_of
+from workers.store import Store
+from workers.thin import ThinCompile, ThinLink
+from workers.work import CodegenOptions, Engine, Optimize
+
+__all__ = ["LlvmKeys"]
+
+_FORMAT = 1
+"""Of keys. Another one makes misses of all that was kept."""
+
+_NOT_OF_RESULTS = frozenset({"emit", "engine", "memory_limit", "print_passes", "profile_use", "time_limit"})
+"""Options that a result does not depend on, or that have a place of their own in keys."""
+
+
+@frozen
+class _LlvmKey(Key):
+    """A key that knows the files that it was made of."""
+
+    witnesses: tuple[Witness, ...] = field(default=(), repr=False, eq=False)
+
+
+class _NoKeyError(Exception):
+    """There is none; `args` are those of `NoKey`."""
+
+
+class LlvmKeys:
+    """Keys for what the LLVM backend makes; the contract is `workers.keys.Keys`'s. Belongs to one trio run."""
+
+    def __init__(
+        self, toolchain: Toolchain, planner: Planner, scratch: Path, llvmlite_bytes: int, store: Store
+    ) -> None:
+        self._toolchain = toolchain
+        self._planner = planner
+        self._scratch = scratch
+        self._llvmlite_bytes = llvmlite_bytes
+        self._digests = Digests(store)
+
+    async def of_module(self, item: Optimize) -> Key | NoKey:
+        """The key of what becomes of a module by itself."""
+        if item.pre_link is not None and is_as_is(item.pre_linked, item.options):
+            return NoKey("it is prepared for LTO, and taken as it is")
+        try:
+            return await self._module(item)
+        except _NoKeyError as error:
+            return NoKey(*error.args)
+        except (ModuleError, RequestError, OSError) as error:
+            return NoKey(f"its key cannot be told: {error}")
+
+    async def of_thin_link(self, item: ThinLink) -> Key | NoKey:
+        return NoKey("todo")
+
+    async def of_thin_compile(self, item: ThinCompile) -> Key | NoKey:
+        return NoKey("todo")
+
+    async def of_fat_link(self, item: FatLink) -> Key | NoKey:
+        return NoKey("todo")
+
+    async def of_partition(self, partition: FatPartition) -> Key | NoKey:
+        return NoKey("todo")
+
+    async def with_reads(self, link: Key, reads: bytes) -> Key | None:
+        return None
+
+    def unchanged(self, key: Key) -> bool:
+        """Whether the files that a key was made of are what they were."""
+        return isinstance(key, _LlvmKey) and all(witness.holds() for witness in key.witnesses)
+
+    async def _module(self, item: Optimize) -> Key:
+        options = item.options
+        if options.print_passes:
+            raise _NoKeyError("its passes are to be reported, so it is compiled")
+        triple = options.target_triple or own_triple(item.target.triple)
+        engine = choose(self._llvmlite_bytes, item.size, triple, options, item.pre_link)
+        content = llvm_content(item.module)
+        witnesses: list[Witness] = []
+        if isinstance(content, Path):
+            witnesses.append(await self._digests.of(content))
+            digest = witnesses[0].digest
+        else:
+            digest = hashlib.sha256(content).hexdigest()
+        tools = await self._tools(engine)
+        words = [
+            list(await self._plan_words(triple, options, form))
+            for form in (forms_of(triple, options, item.pre_link) if engine is Engine.TOOLCHAIN else ())
+        ]
+        profile = []
+        if options.profile_use is not None:
+            profile = [await self._digests.of(options.profile_use)]
+        witnesses += profile
+        said = _options(options)
+        kinds = sorted(kind.value for kind in options.emit) if item.pre_link is None else [item.pre_link.value]
+        made_of = {
+            "step": item.pre_link.value if item.pre_link is not None else "codegen",
+            "tools": {name: identity.digest for name, identity in tools.items()},
+            "engine": engine.value,
+            "triple": triple,
+            "words": words,
+            "options": said,
+            "kinds": kinds,
+            "profile": [one.digest for one in profile],
+            "content": digest,
+            # What becomes of it depends on where it came from, for lld, too.
+            "prepared": item.pre_linked is not None,
+        }
+
+        def ingredients() -> tuple[Ingredient, ...]:
+            return (
+                *self._tool_ingredients(tools),
+                *_option_ingredients(said, kinds),
+                *(Ingredient(IngredientKind.FILE, "profile", one.digest) for one in profile),
+                Ingredient(IngredientKind.MODULE, item.name, digest),
+            )
+
+        return self._key(made_of, ingredients, tools, witnesses)
+
+    async def _plan_words(self, triple: str, options: CodegenOptions, form: Any) -> Sequence[str]:
+        """What clang is told. Raises `RequestError`, `_NoKeyError`."""
+        plan = await self._planner.plan(triple, options, form)
+        word = unknown_word(plan.arguments)
+        if word is not None:
+            raise _NoKeyError(f"clang's driver asks for {word}, of which it is not known what it depends on", True)
+        return plan.arguments
+
+    async def _tools(self, engine: Engine = Engine.TOOLCHAIN) -> dict[str, Identity]:
+        """What makes things. Raises `_NoKeyError`."""
+        lld = self._toolchain.lld
+        programs = {"clang": self._toolchain.clang[0], **({} if lld is None else {"ld.lld": lld[0]})}
+        try:
+            tools = {
+                name: await program_identity(Path(program), self._scratch, self._digests)
+                for name, program in programs.items()
+            }
+            if engine is Engine.LLVMLITE:
+                tools["llvmlite"] = await llvmlite_identity(self._digests)
+        except IdentityError as error:
+            raise _NoKeyError(str(error), True) from error
+        return tools
+
+    def _tool_ingredients(self, tools: dict[str, Identity]) -> Iterable[Ingredient]:
+        version = ".".join(map(str, self._toolchain.version))
+        for name, identity in tools.items():
+            yield Ingredient(IngredientKind.COMPILER, name, f"{version} {identity.digest}")
+        yield Ingredient(IngredientKind.COMPILER, "ltod", ltod_identity())
+
+    def _key(
+        self,
+        made_of: dict[str, Any],
+        ingredients: Callable[[], tuple[Ingredient, ...]],
+        tools: dict[str, Identity],
+        witnesses: Iterable[Witness],
+    ) -> Key:
+        text = json.dumps({"format": _FORMAT, "ltod": ltod_identity(), **made_of}, sort_keys=True)
+        digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+        of_tools = (witness for identity in tools.values() for witness in identity.witnesses)
+        return _LlvmKey(digest, ingredients, (*of_tools, *witnesses))
+
+
+def _options(options: CodegenOptions) -> dict[str, Any]:
+    """The options that results follow from, as far as they were given."""
+    said: dict[str, Any] = {}
+    for attribute in options.__attrs_attrs__:
+        value = getattr(options, attribute.name)
+        if attribute.name in _NOT_OF_RESULTS or value == attribute.default:
+            continue
+        said[attribute.name] = _plain(value)
+    return {"opt_level": options.opt_level.value, **said}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(_plain(one) for one in value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return getattr(value, "value", value)
+
+
+def _option_ingredients(said: dict[str, Any], kinds: Sequence[str]) -> Iterable[Ingredient]:
+    for name, value in said.items():
+        option = "-O" if name == "opt_level" else f"--{name.replace('_', '-')}"
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield Ingredient(IngredientKind.OPTION, option, text)
+    yield Ingredient(IngredientKind.OPTION, "--emit", ",".join(kinds))

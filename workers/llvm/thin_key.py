@@ -1,0 +1,167 @@
+"""What of a backend compile's key comes from the thin link, and how to tell it to people.
+
+A shard's canonical form is what goes into the key. Here belongs saying the same in terms of modules and symbols:
+ingredients, which differ whenever forms do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import field, frozen
+
+from workers.errors import ModuleError
+from workers.ingredients import Ingredient, IngredientKind
+from workers.llvm.index_shard import guid_of
+from workers.llvm.shard_form import Shard, joined, read_shard
+from workers.llvm.shard_rows import Definition
+from workers.llvm.thin_plan import LinkIndex, ThinPlan
+from workers.thin import ThinCompile
+
+__all__ = ["ShardFacts", "shard_facts"]
+
+# As `llvm::GlobalValue::LinkageTypes` counts.
+_EXTERNAL, _AVAILABLE_EXTERNALLY, _INTERNAL, _PRIVATE = 0, 1, 7, 8
+_LINKAGES = {0: "external", 2: "linkonce", 3: "linkonce_odr", 4: "weak", 5: "weak_odr", 6: "appending"}
+_LINKAGES |= {1: "defined elsewhere", 9: "extern_weak", 10: "common"}
+_TOLD_FLAGS = 0xF | 0x20
+"""Linkage and liveness."""
+_TOLD_NATURE = 0x3
+"""Of a variable that is no constant: whether it is written and read."""
+
+_FUNCTIONS, _VARIABLES, _IMPORTS, _OTHERS = (
+    "its functions",
+    "its variables",
+    "its imports",
+    "other modules' symbols",
+)
+_TYPES, _WHOLE = "types", "the whole program"
+"""What the link knows of these is in the ingredients of the kind `SUMMARY`: their names, which stand in histories."""
+
+Names = Callable[[str], Mapping[int, str]]
+
+
+@frozen
+class ShardFacts:
+    """What the shard of one backend compile says, and what the compile is told besides."""
+
+    form_digest: str
+    """SHA-256 of the canonical form: equal ones mean equal objects, where all else is equal."""
+    _compile: ThinCompile = field(repr=False)
+    _plan: ThinPlan = field(repr=False)
+    _link_index: LinkIndex = field(repr=False)
+    _digests: Mapping[str, str] = field(repr=False)
+
+    def ingredients(self, name_of: Names) -> tuple[Ingredient, ...]:
+        """What the form is made of; forms that differ have ingredients that differ, in whichever order.
+
+        `name_of` gives the names of a module's values, by GUID, for the path of its file. A link knows more than can be
+        told of single symbols: that is in several `SUMMARY` ingredients, whose names say what it is about. The shard is
+        read again, for the ingredients of many at a time would take much memory. Raises what `shard_facts` does.
+        """
+        shard, local = _read(self._compile, self._plan, self._link_index)
+        if _digest(shard.form(self._digests, local)) != self.form_digest:
+            raise ModuleError(self._compile.name, "its index shard was changed after the thin link")
+        own = [row for row in shard.definitions if not row.place]
+        known = name_of(shard.own.file)
+        names = _texts(own, known)
+        resolved = [(names[row.guid], *_resolution(row, known)) for row in own]
+        exports = sorted(name for name, is_exported, _ in resolved if is_exported)
+        symbols = sorted((name, words) for name, _, words in resolved if words)
+        imports = [self._imported(shard, place, name_of) for place in range(1, len(shard.imports) + 1)]
+        by_name = sorted(range(len(imports)), key=lambda place: _all_of(imports[place]))
+        rows = [row.text() for row in shard.definitions if row.place]
+        hashes = [b"%d" % word for module in shard.imports for word in (len(module.hash), *module.hash)]
+        summaries = {
+            _FUNCTIONS: [_untold(row) for row in own if not row.is_variable],
+            _VARIABLES: [_untold(row) for row in own if row.is_variable],
+            _IMPORTS: [joined(b"%d" % place for place in by_name), joined(hashes), joined(rows)],
+            _OTHERS: [joined(b"%d" % guid for guid in local), joined(shard.values)],
+            _TYPES: [joined(pair) for pair in sorted(shard.types.items())],
+            _WHOLE: [*shard.settings, joined(b"%d" % word for word in shard.own.hash)],
+        }
+        name = self._compile.name
+        return (
+            Ingredient(IngredientKind.MODULE, name, self._digests[shard.own.file]),
+            *(imports[place] for place in by_name),
+            Ingredient(IngredientKind.EXPORT, name, symbols=tuple(exports)),
+            *(Ingredient(IngredientKind.SYMBOL, symbol, words) for symbol, words in symbols),
+            *(
+                Ingredient(IngredientKind.SUMMARY, about, _digest(joined(told)))
+                for about, told in summaries.items()
+                if told
+            ),
+        )
+
+    def _imported(self, shard: Shard, place: int, name_of: Names) -> Ingredient:
+        path = shard.imports[place - 1].file
+        names = _texts([row for row in shard.definitions if row.place == place], name_of(path))
+        symbols = tuple(sorted(names.values()))
+        return Ingredient(IngredientKind.IMPORT, self._plan.names[path], self._digests[path], symbols)
+
+
+def shard_facts(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex, digests: Mapping[str, str]) -> ShardFacts:
+    """What the shard of `compile_` says; `digests` are SHA-256 of the modules' files, by path.
+
+    Raises `ModuleError` where it cannot be read, and `BitcodeError` where it is not understood, so that nobody knows
+    whether it says the same as another.
+    """
+    shard, local = _read(compile_, plan, link_index)
+    return ShardFacts(_digest(shard.form(digests, local)), compile_, plan, link_index, digests)
+
+
+def _read(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple[Shard, list[int]]:
+    """The shard, and the symbols that the compile is told to be local to the program."""
+    own = str(plan.paths[compile_.name]).encode("utf-8", "surrogateescape")
+    try:
+        shard = read_shard(compile_.shard.read_bytes(), own)
+    except OSError as error:
+        raise ModuleError(compile_.name, f"its index shard cannot be read: {error.strerror or error}") from error
+    return shard, link_index.missing(own, shard.defined())
+
+
+def _texts(rows: Iterable[Definition], known: Mapping[int, str]) -> dict[bytes, str]:
+    """What to call the values that are defined, one by one, even where their module has two of one name."""
+    numbers = {row.guid: int.from_bytes(row.guid, "little") for row in rows}
+    texts = {guid: known.get(number, f"symbol {number:016x}") for guid, number in numbers.items()}
+    if len(set(texts.values())) < len(texts):
+        texts = {guid: f"{text} ({numbers[guid]:016x})" for guid, text in texts.items()}
+    return texts
+
+
+def _resolution(row: Definition, known: Mapping[int, str]) -> tuple[bool, str]:
+    """Whether others can see a symbol, and what else the link found out about it, '' for nothing of note.
+
+    One that its module keeps to itself is given away by its GUID, which is not of its name alone. Where others import
+    something that uses it, it gets another name and is seen; for LLVM it is available externally then.
+    """
+    number = int.from_bytes(row.guid, "little")
+    name = known.get(number)
+    is_static = name is not None and guid_of(name) != number
+    simply = _AVAILABLE_EXTERNALLY if is_static else _EXTERNAL
+    linkage = row.linkage
+    is_exported = linkage not in (_INTERNAL, _PRIVATE) and (is_static or linkage != _AVAILABLE_EXTERNALLY)
+    words = [] if row.is_live else ["dead"]
+    if linkage not in (_INTERNAL, _PRIVATE, simply):
+        words.append(_LINKAGES.get(linkage, f"linkage {linkage}"))
+    if row.is_never_written:
+        words.append("never written")
+    if row.is_never_read:
+        words.append("never read")
+    return is_exported, ", ".join(words)
+
+
+def _untold(row: Definition) -> bytes:
+    """All of a definition but what `_resolution` says."""
+    flags = row.flags & ~_TOLD_FLAGS | (_PRIVATE if row.linkage == _PRIVATE else 0)
+    nature = row.nature & ~_TOLD_NATURE if row.is_variable and not row.is_constant else row.nature
+    return row._replace(flags=flags, nature=nature).text()
+
+
+def _all_of(ingredient: Ingredient) -> tuple[str, str, tuple[str, ...]]:
+    return ingredient.name, ingredient.value, ingredient.symbols
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
