@@ -94,8 +94,9 @@ class RecordFile:
         except _ForeignError as error:
             raise _DamagedError(f"{self._path} is none of ltod's files", inode) from error
         except sqlite3.Error as error:
-            # The low byte is the family. SQL that fails as such was meant for other tables than there are.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in damage:
+            # The low byte is the family. SQL that fails as such was meant for other tables than there are; a text that
+            # Python cannot decode has no code.
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in damage:
                 raise _DamagedError(f"{self._path} is damaged ({error})", inode) from error
             raise UnusableError(f"{self._path}: {error}") from error
         except MemoryError as error:
@@ -116,8 +117,6 @@ class RecordFile:
     def _transaction(
         self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T], *, write: bool
     ) -> _T:
-        # What a stranger wrote must not raise where a text is read.
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         deadline = time.monotonic() + _WORK_SECONDS

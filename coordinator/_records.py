@@ -237,7 +237,7 @@ def _add_made(connection: sqlite3.Connection, items: Sequence[ItemRecord], numbe
     known: dict[str, int] = {}
     for some in _portions(keys):
         query = f"SELECT key, used FROM made WHERE key IN ({_marks(some)})"  # noqa: S608  # question marks
-        known |= dict(connection.execute(query, some))
+        known.update((key, used) for key, used in connection.execute(query, some) if isinstance(used, int))
     stale = [key for key, used in known.items() if used < number - _USE_BUILDS]
     for some in _portions(stale):
         query = f"UPDATE made SET used = ? WHERE key IN ({_marks(some)})"  # noqa: S608

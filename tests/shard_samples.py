@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from workers.llvm.index_shard import guid_of
+
 __all__ = [
     "A_PATH",
     "B_PATH",
@@ -15,6 +17,7 @@ __all__ = [
     "HELPER",
     "MAIN",
     "MODULES",
+    "NAMES",
     "ONE",
     "SUMMARIES",
     "TABLE",
@@ -29,8 +32,9 @@ __all__ = [
 Record = tuple[int, Sequence[int]]
 
 VERSION, FLAGS = (10, [12]), (20, [0x461])
-ONE, TWO, THREE = (16, [1, 11, 111]), (16, [2, 22, 222]), (16, [3, 33, 333])
-GUIDS = tuple(n << 32 | n // 11 * 111 for n in (11, 22, 33))
+NAMES = ("main", "helper", "table")
+GUIDS = tuple(map(guid_of, NAMES))
+ONE, TWO, THREE = ((16, [number, guid >> 32, guid & 0xFFFFFFFF]) for number, guid in enumerate(GUIDS, 1))
 MAIN = (5, [1, 0, 0x60, 9, 0, 0, 1, 0, 0, 3, 2, 8])
 HELPER = (5, [2, 1, 0x60, 4, 0, 0, 0, 0, 0])
 TABLE = (6, [3, 1, 0x60, 5])

@@ -49,8 +49,8 @@ def symbol(name: str, words: str) -> Ingredient:
     return Ingredient(K.SYMBOL, name, words)
 
 
-def summary(digest: str) -> Ingredient:
-    return Ingredient(K.SUMMARY, "", digest)
+def summary(digest: str, about: str = "") -> Ingredient:
+    return Ingredient(K.SUMMARY, about, digest)
 
 
 Lists = tuple[list[Ingredient], list[Ingredient]]
@@ -62,7 +62,7 @@ SENTENCES: dict[str, Lists] = {
         [tool("clang", "22.1.8", NEW)],
     ),
     "the linker changed (ld.lld 22.1.8 became 23.0.0)": ([tool("ld.lld", "22.1.8")], [tool("ld.lld", "23.0.0")]),
-    "ltod changed (ltod 1 became 2)": ([tool("ltod", "1")], [tool("ltod", "2")]),
+    "ltod changed (another build of ltod)": ([tool("ltod", "")], [tool("ltod", "", NEW)]),
     "it is made with `clang` now, not with `llvmlite`": ([tool("llvmlite", "22")], [tool("clang", "22")]),
     "`ld.lld` is used now": ([], [tool("ld.lld", "22")]),
     "`ld.lld` is no longer used": ([tool("ld.lld", "22")], []),
@@ -84,6 +84,8 @@ SENTENCES: dict[str, Lists] = {
     "the profile `p.profdata` is used now": ([], [file("p.profdata")]),
     "the profile `p.profdata` is no longer used": ([file("p.profdata")], []),
     "the profile is now `q.profdata`, not `p.profdata`": ([file("p.profdata")], [file("q.profdata")]),
+    "the profile changed": ([file("profile")], [file("profile", NEW)]),
+    "the profile is used now": ([], [file("profile")]),
     "the library `libz.so.1` changed": ([file("libz.so.1")], [file("libz.so.1", NEW)]),
     "the libraries `liba.a` and `libb.a` changed": (
         [file("liba.a"), file("libb.a")],
@@ -145,6 +147,10 @@ SENTENCES: dict[str, Lists] = {
     "`f` and `g` are now dead": ([], [symbol("g", "dead"), symbol("f", "dead")]),
     # The rest
     "what the link knows about the rest of the program changed": ([summary(OLD)], [summary(NEW)]),
+    "what the link knows about its functions and types changed": (
+        [summary(OLD, "types"), summary(OLD, "its functions"), summary(OLD, "its variables")],
+        [summary(NEW, "types"), summary(OLD, "its variables")],
+    ),
     "": ([module("foo")], [module("foo")]),
 }
 

@@ -247,6 +247,13 @@ def foreign(path: Path) -> None:
     connection.close()
 
 
+def undecodable(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE build SET kind = CAST(x'ff' AS TEXT)")
+    connection.commit()
+    connection.close()
+
+
 def other_tables(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("DROP TABLE build")
@@ -290,6 +297,15 @@ def test_several_processes_find_it_damaged(tmp_path: Path) -> None:
     assert (tmp_path / f"{FILE_NAME}.damaged").stat().st_size == 100_000
 
 
+def test_texts_that_are_none(records: Records, tmp_path: Path) -> None:
+    records.add(build(item("a", "k")))
+    undecodable(tmp_path / FILE_NAME)
+    assert records.previous(APP) == {}
+    with pytest.raises(RequestError, match="put aside"):
+        records.builds()
+    assert records.add(build(item("a", "k"))) == 1
+
+
 def test_an_empty_file_is_a_new_one(records: Records, tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).touch()
     assert records.previous(APP) == {}
@@ -302,7 +318,7 @@ def test_rows_that_make_no_sense(records: Records, tmp_path: Path, rows: str) ->
     records.add(build(item("a", "k")))
     connection = sqlite3.connect(tmp_path / FILE_NAME)
     connection.execute(f"UPDATE build SET {rows}")  # noqa: S608
-    connection.execute("UPDATE made SET ingredients = 5")
+    connection.execute("UPDATE made SET ingredients = 5, used = 'text'")
     connection.commit()
     connection.close()
     assert records.previous(APP) == {}

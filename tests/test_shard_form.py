@@ -47,7 +47,7 @@ def test_paths_do_not_matter() -> None:
 
 def test_numbers_of_values_and_modules_do_not_matter() -> None:
     renumbered: list[Record] = [
-        VERSION, FLAGS, (16, [900, 11, 111]), (16, [7, 22, 222]), (16, [1, 33, 333]),
+        VERSION, FLAGS, (16, [900, *ONE[1][1:]]), (16, [7, *TWO[1][1:]]), (16, [1, *THREE[1][1:]]),
         (5, [900, 8, 0x60, 9, 0, 0, 1, 0, 0, 1, 7, 8]), (5, [7, 4, 0x60, 4, 0, 0, 0, 0, 0]), (6, [1, 4, 0x60, 5]),
     ]  # fmt: skip
     modules = [(number, path, words) for number, (_, path, words) in zip((8, 4, 5), MODULES, strict=True)]

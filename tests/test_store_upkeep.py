@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,8 @@ async def test_facts_are_looked_after_as_well(store: LocalStore, cache: Path) ->
     await store.remember(key_of("large"), bytes(100_000))
     age(cache, 1000)
     assert (store.usage().facts, store.usage().bytes) == (3, 3 * ENTRY)
+    (oldest,) = cache.glob(f"v1/facts/*/{key_of(1)}")
+    os.utime(oldest, (1, 1))
     assert await store.recall(key_of(1)) == b"1"
     assert store.prune(ENTRY).files == 2
     assert [await store.recall(key_of(number)) for number in range(3)] == [None, b"1", None]
@@ -185,6 +189,21 @@ async def test_facts_are_looked_after_as_well(store: LocalStore, cache: Path) ->
     path.write_bytes(path.read_bytes()[:-1] + b"2")
     assert store.verify().damaged == (str(path.relative_to(cache)),)
     assert store.usage().facts == 0
+
+
+def test_many_may_make_it_at_once(tmp_path: Path) -> None:
+    """Who fails to would go on without the claims of the others."""
+
+    def make(layout: Layout, start: threading.Barrier) -> None:
+        start.wait()
+        layout.make()
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(50):
+            start = threading.Barrier(6)
+            layout = Layout(tmp_path / f"{number}" / "cache")
+            for making in [pool.submit(make, layout, start) for _ in range(6)]:
+                making.result()
 
 
 async def test_facts_alone_keep_the_limit_too(cache: Path) -> None:

@@ -20,6 +20,7 @@ from tests.shard_samples import (
     GUIDS,
     MAIN,
     MODULES,
+    NAMES,
     ONE,
     SUMMARIES,
     TABLE,
@@ -33,7 +34,7 @@ from tests.shard_samples import (
 from workers.errors import ModuleError
 from workers.ingredients import Ingredient, IngredientKind
 from workers.llvm.bitstream import BitcodeError
-from workers.llvm.index_shard import read_index
+from workers.llvm.index_shard import guid_of, read_index
 from workers.llvm.thin_key import ShardFacts, shard_facts
 from workers.llvm.thin_plan import LinkIndex, ThinPlan
 from workers.thin import ThinCompile
@@ -41,8 +42,7 @@ from workers.work import Estimate
 
 pytestmark = pytest.mark.pure
 
-NAMES = dict(zip(GUIDS, ("main", "helper", "table"), strict=True))
-"""None is a name's own GUID: they are what a module keeps to itself, as `static` in C."""
+KNOWN = dict(zip(GUIDS, NAMES, strict=True))
 COMBINED = shard()
 
 
@@ -66,7 +66,7 @@ def nothing(_: str) -> Mapping[int, str]:
     return {}
 
 
-def told(found: ShardFacts, names: Mapping[int, str] = NAMES) -> list[tuple[str, str, str, tuple[str, ...]]]:
+def told(found: ShardFacts, names: Mapping[int, str] = KNOWN) -> list[tuple[str, str, str, tuple[str, ...]]]:
     """Everything but digests of the rest."""
     return [
         (one.kind.value, one.name, one.value, one.symbols)
@@ -121,6 +121,27 @@ def test_what_the_link_found_out_is_told_by_symbol_and_nowhere_else(
 
 
 @pytest.mark.parametrize(
+    ("linkage", "exports", "words"),
+    [
+        (7, ("main",), ""),
+        (1, ("helper", "main"), ""),
+        (0, ("helper", "main"), "external"),
+    ],
+)
+def test_what_a_module_keeps_to_itself_is_exported_where_the_link_gives_it_another_name(
+    linkage: int, exports: tuple[str, ...], words: str, place: Path
+) -> None:
+    guid = guid_of("a.c;helper")
+    named = (16, [2, guid >> 32, guid & 0xFFFFFFFF])
+    records = [VERSION, FLAGS, ONE, named, THREE, MAIN, (6, [2, 0, 0x60 | linkage, 0]), TABLE]
+    found = told(facts(place, shard(records)), {GUIDS[0]: "main", guid: "helper"})
+    assert [row for row in found if row[0] in ("export", "symbol")] == [
+        ("export", "a", "", exports),
+        *(("symbol", "helper", word, ()) for word in [words] if word),
+    ]
+
+
+@pytest.mark.parametrize(
     ("change", "about"),
     [
         ("function flags", {"its functions"}),
@@ -163,16 +184,17 @@ def test_symbols_that_nobody_knows_or_that_share_a_name_are_kept_apart(place: Pa
         (f"symbol {GUIDS[0]:016x}",)
     ]
     found = facts(place, shard(exported))
-    assert told(found, dict.fromkeys(GUIDS, "same"))[-1] == (
-        "export", "a", "", (f"same ({GUIDS[0]:016x})", f"same ({GUIDS[1]:016x})"),
-    )  # fmt: skip
+    assert [one.symbols for one in found.ingredients(lambda _: dict.fromkeys(GUIDS, "same")) if one.name == "a"] == [
+        (),
+        tuple(f"same ({guid:016x})" for guid in sorted(GUIDS[:2])),
+    ]
 
 
 def multiset(found: Sequence[Ingredient]) -> list[str]:
     return sorted(f"{one.kind} {one.name!r} {one.value!r} {one.symbols!r}" for one in found)
 
 
-@pytest.mark.parametrize("names", [{}, NAMES, dict.fromkeys(GUIDS, "same")])
+@pytest.mark.parametrize("names", [{}, KNOWN, dict.fromkeys(GUIDS, "same")])
 def test_ingredients_differ_wherever_forms_do(names: Mapping[int, str], place: Path) -> None:
     found = {}
     for name, change in {"none": (SUMMARIES, MODULES), **CHANGES}.items():

@@ -25,7 +25,7 @@ _MOST_CHARACTERS = 72
 
 _DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{16,}")
 _FILE_ROLES = (
-    (re.compile(r"\.(profdata|profraw|prof|afdo)$"), "profile"),
+    (re.compile(r"(^profile|\.(profdata|profraw|prof|afdo))$"), "profile"),
     (re.compile(r"\.(a|so|lib|dll|dylib)(\.[0-9.]+)?$"), "library"),
     (re.compile(r"\.(o|obj)$"), "object"),
 )
@@ -127,8 +127,9 @@ def _causes(before: Sequence[Ingredient], after: Sequence[Ingredient], item: str
         _orders(old, new),
     ]
     causes = [_Cause(text) for some in texts for text in some]
-    if old.summary != new.summary:
-        causes.append(_Cause("what the link knows about the rest of the program changed", vague=True))
+    if subjects := sorted({subject or "the rest of the program" for subject, _ in old.summary ^ new.summary}):
+        what = names.texts([_visible(subject) for subject in subjects])
+        causes.append(_Cause(f"what the link knows about {what} changed", vague=True))
     return causes
 
 
@@ -219,14 +220,19 @@ def _files(old: _Parts, new: _Parts, names: _Names) -> Iterator[str]:
         changed = [name for name in mine if name in old.files and name in new.files]
         changed = [name for name in changed if old.files[name] != new.files[name]]
         if changed:
-            yield f"the {_plural(role, changed)} {names.many(changed)} changed"
+            yield f"{_the(role, changed, names)} changed"
         if len(gone) == len(come) == 1:
             yield f"the {role} is now {names.one(come[0])}, not {names.one(gone[0])}"
             continue
         if come:
-            yield f"the {_plural(role, come)} {names.many(come)} {_be(come)} used now"
+            yield f"{_the(role, come, names)} {_be(come)} used now"
         if gone:
-            yield f"the {_plural(role, gone)} {names.many(gone)} {_be(gone)} no longer used"
+            yield f"{_the(role, gone, names)} {_be(gone)} no longer used"
+
+
+def _the(role: str, files: Sequence[str], names: _Names) -> str:
+    """Files that are called what they are need no name."""
+    return f"the {role}" if [*files] == [role] else f"the {_plural(role, files)} {names.many(files)}"
 
 
 def _role(name: str) -> str:

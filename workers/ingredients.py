@@ -45,7 +45,7 @@ class IngredientKind(enum.Enum):
     They go on after 'it is', with commas between them; no ingredient is the same as no words.
     """
     SUMMARY = "summary"
-    """The digest of all else that is known of the module's surroundings."""
+    """`value` is the digest of what else the link knows; `name` says about what, or is ''."""
 
 
 @frozen

@@ -18,7 +18,8 @@ from attrs import field, frozen
 
 from workers.llvm.bitcode import MODULE_BLOCK, blocks
 from workers.llvm.bitstream import BitcodeError, BitCursor, Block, Record
-from workers.llvm.record_reader import block_records, written
+from workers.llvm.record_reader import block_records
+from workers.llvm.written_numbers import written
 
 __all__ = [
     "FIELDS_OF_FUNCTION",

@@ -13,21 +13,29 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from workers.errors import ModuleError, RequestError
 from workers.fat import FatLink, FatPartition
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
+from workers.llvm.bitcode import BitcodeError
 from workers.llvm.cc1_words import unknown_word
 from workers.llvm.choice import choose, own_triple
+from workers.llvm.content import open_file
 from workers.llvm.digests import Digests, Witness
+from workers.llvm.form import Form
 from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
 from workers.llvm.inputs import llvm_content
+from workers.llvm.link_words import code_words, expanded
 from workers.llvm.planner import Planner
 from workers.llvm.pre_link import is_as_is
+from workers.llvm.thin_key import shard_facts
+from workers.llvm.thin_plan import ThinPlan
 from workers.llvm.toolchain import Toolchain
 from workers.llvm.toolchain_engine import forms_of
+from workers.llvm.value_names import value_names
 from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
 from workers.work import CodegenOptions, Engine, Optimize
@@ -48,6 +56,30 @@ class _LlvmKey(Key):
     witnesses: tuple[Witness, ...] = field(default=(), repr=False, eq=False)
 
 
+@define(eq=False)
+class _ThinParts:
+    """What the keys of all backend compiles of one thin link have in common; `modules` are by path."""
+
+    made_of: dict[str, Any]
+    ingredients: tuple[Ingredient, ...]
+    tools: dict[str, Identity]
+    files: list[Witness]
+    modules: dict[str, Witness]
+    _names: dict[str, dict[int, str]] = field(factory=dict, init=False)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of modules, by path."""
+        return {path: witness.digest for path, witness in self.modules.items()}
+
+    def names(self, path: str) -> dict[int, str]:
+        """The names of a module's values, by GUID. Raises `BitcodeError`, `ContentError`."""
+        if path not in self._names:
+            with open_file(Path(path)) as view:
+                self._names[path] = value_names(view)
+        return self._names[path]
+
+
 class _NoKeyError(Exception):
     """There is none; `args` are those of `NoKey`."""
 
@@ -63,6 +95,7 @@ class LlvmKeys:
         self._scratch = scratch
         self._llvmlite_bytes = llvmlite_bytes
         self._digests = Digests(store)
+        self._thin_parts: WeakKeyDictionary[ThinPlan, _ThinParts] = WeakKeyDictionary()
 
     async def of_module(self, item: Optimize) -> Key | NoKey:
         """The key of what becomes of a module by itself."""
@@ -79,7 +112,13 @@ class LlvmKeys:
         return NoKey("todo")
 
     async def of_thin_compile(self, item: ThinCompile) -> Key | NoKey:
-        return NoKey("todo")
+        """The key of a backend compile's outputs."""
+        try:
+            return await self._thin_compile(item)
+        except _NoKeyError as error:
+            return NoKey(*error.args)
+        except (BitcodeError, ModuleError, RequestError, OSError) as error:
+            return NoKey(f"its key cannot be told: {error}")
 
     async def of_fat_link(self, item: FatLink) -> Key | NoKey:
         return NoKey("todo")
@@ -141,6 +180,55 @@ class LlvmKeys:
             )
 
         return self._key(made_of, ingredients, tools, witnesses)
+
+    async def _thin_compile(self, item: ThinCompile) -> Key:
+        plan: ThinPlan = item.link
+        parts = self._thin_parts.get(plan)
+        if parts is None:
+            parts = self._thin_parts[plan] = await self._parts_of_thin(plan)
+        facts = shard_facts(item, plan, await plan.index(), parts.digests)
+        made_of = {**parts.made_of, "form": facts.form_digest}
+
+        def ingredients() -> tuple[Ingredient, ...]:
+            return (*parts.ingredients, *facts.ingredients(parts.names))
+
+        witnesses = [parts.modules[path] for path in facts.files]
+        return self._key(made_of, ingredients, parts.tools, (*witnesses, *parts.files))
+
+    async def _parts_of_thin(self, plan: ThinPlan) -> _ThinParts:
+        """What the keys of all backend compiles of a link have in common."""
+        item, options = plan.item, plan.item.options
+        if options.print_passes:
+            raise _NoKeyError("its passes are to be reported, so it is compiled")
+        tools = await self._tools()
+        words = code_words(expanded((*plan.line.head, *plan.line.tail), plan.line.directory))
+        if words.problem is not None:
+            raise _NoKeyError(words.problem, True)
+        files = [await self._digests.of(plan.line.directory / path) for path in words.files]
+        modules = {str(path): await self._digests.of(path) for path in plan.paths.values()}
+        said, kinds = _options(options), sorted(kind.value for kind in options.emit)
+        triple = options.target_triple or item.target.triple
+        made_of = {
+            "step": "thin-backend",
+            "tools": {name: identity.digest for name, identity in tools.items()},
+            "triple": triple,
+            "options": said,
+            "kinds": kinds,
+            "words": words.words,
+            "files": [one.digest for one in files],
+            "relocation": plan.relocation,
+            # What one asks the other for, and what a CPU's name means here.
+            "clang": await self._plan_words(triple, options, Form.CODE)
+            if kinds != ["obj"] or options.target_cpu
+            else [],
+        }
+        ingredients = (
+            *self._tool_ingredients(tools),
+            *_option_ingredients(said, kinds),
+            *(Ingredient(IngredientKind.OPTION, word) for word in words.words),
+            *(Ingredient(IngredientKind.FILE, Path(one.path).name, one.digest) for one in files),
+        )
+        return _ThinParts(made_of, ingredients, tools, files, modules)
 
     async def _plan_words(self, triple: str, options: CodegenOptions, form: Any) -> Sequence[str]:
         """What clang is told. Raises `RequestError`, `_NoKeyError`."""

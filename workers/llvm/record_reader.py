@@ -5,7 +5,6 @@ to ask for a few records of a large file.
 
 A record without its array has a few dozen bits, laid out as its abbreviation says. So the bits are written out as
 text, the first bit first, and every abbreviation becomes one regular expression, which finds all operands at once.
-The texts of numbers repeat, and what they stand for is looked up.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from workers.llvm.bitstream import BitcodeError, Block
+from workers.llvm.written_numbers import CHARACTERS, FIXED_NUMBERS, vbr_numbers
 
-__all__ = ["block_records", "number", "written"]
+__all__ = ["block_records"]
 
 _END_BLOCK, _ENTER_SUBBLOCK, _DEFINE_ABBREV, _UNABBREV_RECORD = range(4)
 _LITERAL, _FIXED, _VBR, _ARRAY, _CHAR6 = range(5)
@@ -35,20 +35,18 @@ _MAX_WIDTH = 64
 _MAX_CHUNKS = 13
 """Of one number; LLVM's have 64 bits, written in chunks of six or more; what is in chunks of four is smaller."""
 
-_MAX_KNOWN = 1 << 16
 _MANY = 4
 
 _VBR8_NUMBER = re.compile(rb"[\x80-\xff]{0,9}[\0-\x7f]")
 _DEFINITION = re.compile(r"((?:.{4}1){0,2}.{4}0)")
 _OPERAND = re.compile(r"1((?:.{7}1){0,9}.{7}0)|0(?:(100|010)((?:.{4}1){0,2}.{4}0)|(110|001))")
-_CHAR6_TEXT = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._"
 
 
 def block_records(data: bytes, block: Block) -> Iterator[tuple[int, list[int], list[bytes]]]:
     """Code, values and rest of every record of `block`, in file order. Raises `BitcodeError` where it is damaged.
 
     The rest are the values of an array that is written in chunks of eight bits, as they are written: each is what
-    `written` makes of the value. Mostly these are names for something that is to be looked up.
+    `written_numbers.written` makes of the value. Mostly these are names for something that is to be looked up.
 
     A block inside, a blob and an abbreviation without a code of its own are errors as well: no block of an index has
     one.
@@ -100,7 +98,7 @@ def block_records(data: bytes, block: Block) -> Iterator[tuple[int, list[int], l
             head = _UNABBREVIATED.match(text, here + width)
             if head is None:
                 raise _damaged(at)
-            known = _known_vbr(6)
+            known = vbr_numbers(6)
             code, count = known[head[1]], known[head[2]]
             values, at = _vbrs(data, base + head.end(), end, count, 6) if count else ([], base + head.end())
             yield code, values, []
@@ -114,97 +112,6 @@ def block_records(data: bytes, block: Block) -> Iterator[tuple[int, list[int], l
             return
         else:
             raise _damaged(at)
-
-
-def number(chunks: bytes) -> int:
-    """The value that is written as `chunks`."""
-    return _known_vbr8s[chunks]
-
-
-def written(value: int) -> bytes:
-    """How `value` is written in chunks of eight bits, the shortest way."""
-    return _known_written[value]
-
-
-class _Written(dict[int, bytes]):
-    """Numbers as they are written in chunks of eight bits."""
-
-    def __missing__(self, value: int) -> bytes:
-        chunks = bytearray()
-        rest = value
-        while rest > 127:
-            chunks.append(rest & 127 | 128)
-            rest >>= 7
-        chunks.append(rest)
-        if len(self) > _MAX_KNOWN:
-            self.clear()
-        self[value] = made = bytes(chunks)
-        return made
-
-
-class _VbrNumbers(dict[str, int]):
-    """Numbers by their text in chunks of a width."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self._width = width
-
-    def __missing__(self, text: str) -> int:
-        width = self._width
-        if len(text) == width:
-            value = int(text[::-1], 2)
-        elif len(text) == width * 2:
-            value = int(text[-2 : width - 1 : -1] + text[width - 2 :: -1], 2)
-        else:
-            chunks = [text[at : at + width - 1] for at in range(0, len(text), width)]
-            value = int("".join(chunks)[::-1], 2)
-        if len(self) > _MAX_KNOWN:
-            self.clear()
-        self[text] = value
-        return value
-
-
-class _Vbr8Numbers(dict[bytes, int]):
-    """Numbers by the bytes of their chunks of eight bits."""
-
-    def __missing__(self, chunks: bytes) -> int:
-        value = 0
-        for chunk in reversed(chunks):
-            value = value << 7 | chunk & 127
-        if len(self) > _MAX_KNOWN:
-            self.clear()
-        self[chunks] = value
-        return value
-
-
-class _FixedNumbers(dict[str, int]):
-    """Numbers by their bits; those of many bits are not worth remembering."""
-
-    def __missing__(self, text: str) -> int:
-        value = int(text[::-1], 2)
-        if len(text) <= 8:
-            self[text] = value
-        return value
-
-
-class _Characters(dict[str, int]):
-    """Characters by the bits that stand for them."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = value = _CHAR6_TEXT[int(text[::-1], 2)]
-        return value
-
-
-_known_vbrs: dict[int, _VbrNumbers] = {}
-_known_vbr8s = _Vbr8Numbers()
-_known_written = _Written()
-_known_fixeds = _FixedNumbers()
-_known_characters = _Characters()
-
-
-def _known_vbr(width: int) -> _VbrNumbers:
-    known = _known_vbrs.get(width)
-    return known if known is not None else _known_vbrs.setdefault(width, _VbrNumbers(width))
 
 
 class _Layout:
@@ -272,8 +179,8 @@ class _Layout:
 def _numbers(operand: _Operand) -> Mapping[str, int]:
     kind, size = operand
     if kind == _VBR:
-        return _known_vbr(size)
-    return _known_fixeds if kind == _FIXED else _known_characters
+        return vbr_numbers(size)
+    return FIXED_NUMBERS if kind == _FIXED else CHARACTERS
 
 
 @lru_cache(512)
@@ -293,7 +200,7 @@ def _definition(text: str, here: int, base: int) -> tuple[int, tuple[_Operand, .
     found = _DEFINITION.match(text, here)
     if found is None:
         raise damaged
-    count = _known_vbr(5)[found[1]]
+    count = vbr_numbers(5)[found[1]]
     if not 0 < count <= _MAX_OPERANDS:
         raise damaged
     here = found.end()
@@ -305,11 +212,11 @@ def _definition(text: str, here: int, base: int) -> tuple[int, tuple[_Operand, .
         here = found.end()
         literal, encoding, width, plain = found.groups()
         if literal is not None:
-            made.append((_LITERAL, _known_vbr(8)[literal]))
+            made.append((_LITERAL, vbr_numbers(8)[literal]))
         elif plain is not None:
-            made.append((_known_fixeds[plain], 6))
+            made.append((FIXED_NUMBERS[plain], 6))
         else:
-            kind, bits = _known_fixeds[encoding], _known_vbr(5)[width]
+            kind, bits = FIXED_NUMBERS[encoding], vbr_numbers(5)[width]
             if bits > _MAX_WIDTH or (kind == _VBR and bits == 1):
                 raise damaged
             made.append((kind, bits) if bits else (_LITERAL, 0))
@@ -365,7 +272,7 @@ def _vbrs(data: bytes, at: int, end: int, count: int, width: int) -> tuple[list[
         if size == end - at or guess > (count + 1) * (_MAX_CHUNKS + 1):
             raise _overrun(at)
         guess *= 2
-    known = _known_vbr(width)
+    known = vbr_numbers(width)
     return [known[number] for number in found], at + len(used)
 
 

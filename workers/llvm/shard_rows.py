@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from workers.llvm.bitstream import BitcodeError, Block
 from workers.llvm.index_shard import FIELDS_OF_FUNCTION, SUMMARY_VERSION
-from workers.llvm.record_reader import block_records, number, written
+from workers.llvm.record_reader import block_records
+from workers.llvm.written_numbers import number, written
 
 __all__ = ["Definition", "Summaries"]
 

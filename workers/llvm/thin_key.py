@@ -48,6 +48,8 @@ class ShardFacts:
 
     form_digest: str
     """SHA-256 of the canonical form: equal ones mean equal objects, where all else is equal."""
+    files: tuple[str, ...] = field(repr=False)
+    """The module and those that it imports from, by path."""
     _compile: ThinCompile = field(repr=False)
     _plan: ThinPlan = field(repr=False)
     _link_index: LinkIndex = field(repr=False)
@@ -108,7 +110,8 @@ def shard_facts(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex, di
     whether it says the same as another.
     """
     shard, local = _read(compile_, plan, link_index)
-    return ShardFacts(_digest(shard.form(digests, local)), compile_, plan, link_index, digests)
+    files = tuple(module.file for module in (shard.own, *shard.imports))
+    return ShardFacts(_digest(shard.form(digests, local)), files, compile_, plan, link_index, digests)
 
 
 def _read(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple[Shard, list[int]]:
