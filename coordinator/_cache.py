@@ -64,7 +64,7 @@ async def open_cache(cache: Cache, environ: Mapping[str, str]) -> AsyncIterator[
             try:
                 remote = await stack.enter_async_context(open_http_tier(url))
             except ValueError as error:
-                raise RequestError(f"the remote cache {url!r}: {error}") from error
+                raise RequestError(f"the remote cache: {error}") from error  # the URL may have a password
         store = stack.enter_context(open_store(directory, limit_bytes=limit, remote=remote))
         await stack.enter_async_context(store.uploading())
         yield OpenCache(store, Records(directory))

@@ -155,6 +155,8 @@ def test_what_is_in_it_can_be_told() -> None:
 def test_another_modules_shard_is_refused() -> None:
     with pytest.raises(BitcodeError, match="another module"):
         read_shard(shard(), b"c")
+    with pytest.raises(BitcodeError, match="another module"):
+        read_shard(shard(modules=[*MODULES, (3, A_PATH, [])]), A_PATH)
 
 
 def test_a_part_that_no_index_has_is_refused() -> None:

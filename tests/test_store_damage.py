@@ -320,6 +320,7 @@ async def test_a_read_only_disk_still_gives(tmp_path: Path) -> None:
         with open_store(directory / "cache", limit_bytes=ROOMY) as store, store.session():
             entry = await store.find(key_of(1))
             assert entry is not None
+            assert not store.stats.trouble
             for private in (True, False):
                 assert await store.fetch(entry, {"o": tmp_path / "o"}, private=private)
                 assert (tmp_path / "o").read_bytes() == CONTENT

@@ -175,7 +175,7 @@ async def test_verify_tells_and_removes(store: LocalStore, cache: Path) -> None:
 async def test_facts_are_looked_after_as_well(store: LocalStore, cache: Path) -> None:
     for number in range(3):
         await store.remember(key_of(number), f"{number}".encode())
-    await store.remember(key_of("large"), bytes(100_000))
+    await store.remember(key_of("large"), bytes(2_000_000))
     age(cache, 1000)
     assert (store.usage().facts, store.usage().bytes) == (3, 3 * ENTRY)
     (oldest,) = cache.glob(f"v1/facts/*/{key_of(1)}")

@@ -18,6 +18,7 @@ from tests.shard_samples import (
     DIGESTS,
     FLAGS,
     GUIDS,
+    HELPER,
     MAIN,
     MODULES,
     NAMES,
@@ -162,19 +163,35 @@ def test_what_is_told_of_no_symbol_is_told_by_what_it_is_about(change: str, abou
     assert told(after) == words
 
 
-def test_types_and_symbols_of_the_program_are_told(place: Path) -> None:
+def test_types_are_told(place: Path) -> None:
     plain = rest(facts(place, shard()))
     typed = rest(facts(place, shard([*SUMMARIES, (21, [0, 3, 0, 1, 2, 3, 4, 5])], strings=b"typ")))
     assert {name for name, value in typed.items() if plain.get(name) != value} == {"types"}
-    # In the whole link, the module uses something more, which is in the program itself.
-    more: Sequence[Record] = [
-        VERSION, FLAGS, ONE, TWO, THREE, (16, [4, 44, 444]), (5, [1, 0, 0x60, 9, 0, 0, 1, 0, 0, 4, 2, 8]),
-        SUMMARIES[-2], TABLE, (6, [4, 2, 0x60, 0]),
-    ]  # fmt: skip
-    other = facts(place, shard(), combined=shard(more))
-    assert {name for name, value in rest(other).items() if plain.get(name) != value} == {"other modules' symbols"}
-    elsewhere = facts(place, shard(), combined=shard(swapped(more, (6, [4, 2, 0x60, 0]), (6, [4, 2, 0x20, 0]))))
-    assert elsewhere.form_digest == facts(place, shard()).form_digest != other.form_digest
+
+
+MORE: list[Record] = [VERSION, FLAGS, ONE, TWO, THREE, (16, [4, 44, 444]), MAIN, (6, [4, 2, 0x60, 0])]
+
+
+@pytest.mark.parametrize(
+    ("combined", "is_told"),
+    [
+        ([*MORE, HELPER], False),
+        (swapped([*MORE, HELPER], MAIN, (5, [1, 0, 0x60, 9, 0, 0, 1, 0, 0, 4, 2, 8])), True),
+        ([*MORE, (5, [2, 1, 0x60, 4, 0, 0, 1, 0, 0, 4])], True),
+        ([*MORE, (5, [2, 2, 0x60, 4, 0, 0, 1, 0, 0, 4])], False),  # not the one that is imported
+        ([*MORE, (5, [2, 1, 0x60, 4, 0, 0, 1, 0, 0, 3])], False),  # which the shard says itself
+        ([*MORE, (6, [4, 1, 0x20, 0]), (5, [2, 1, 0x60, 4, 0, 0, 1, 0, 0, 4])], False),  # in one of two only
+    ],
+)
+def test_what_is_used_and_in_the_program_itself_is_told(combined: list[Record], is_told: bool, place: Path) -> None:
+    """The combined index has the uses that the shard does not say."""
+    plain = facts(place, shard(), combined=shard([*MORE, HELPER]))
+    before = rest(plain)
+    found = facts(place, shard(), combined=shard(combined))
+    assert {name for name, value in rest(found).items() if before.get(name) != value} == (
+        {"other modules' symbols"} if is_told else set()
+    )
+    assert (found.form_digest != plain.form_digest) == is_told
 
 
 def test_symbols_that_nobody_knows_or_that_share_a_name_are_kept_apart(place: Path) -> None:

@@ -150,6 +150,13 @@ def test_ingredients_tell_what_is_imported(tmp_path: Path) -> None:
     assert (names[guid_of("f")], names[guid_of("f.c;t")]) == ("f", "t")
 
 
+def test_names_are_without_the_mark_that_they_are_complete() -> None:
+    text = 'define i32 @"\\01another"(i32 %x) { ret i32 %x }\ndeclare void @declared()\n'
+    argv = [zig(), "clang", "-c", "-x", "ir", "--target=x86_64-linux-gnu", "-emit-llvm", "-", "-o", "-"]
+    bitcode = subprocess.run(argv, input=text.encode(), check=True, capture_output=True).stdout
+    assert value_names(bitcode) == {guid_of(name): name for name in ("another", "declared")}
+
+
 HELPED = """
 static int state; static __attribute__((noinline)) int help(int x) { return state += x; }
 int f(int x) { return help(x); }

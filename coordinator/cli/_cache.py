@@ -160,7 +160,8 @@ def _remove(signals: StopSignals, cache_dir: Path | None, as_json: bool, remove:
 @contextmanager
 def _opened(cache_dir: Path | None) -> Iterator[tuple[LocalStore, Path]]:
     """The store that is meant, and its directory, which need not be there. Raises `RequestError`."""
-    directory = (cache_dir if cache_dir is not None else default_directory(os.environ)).absolute()
+    # As builds find theirs.
+    directory = Path(os.path.abspath(cache_dir or default_directory(os.environ)))  # noqa: PTH100
     with open_store(directory, limit_bytes=default_limit(os.environ)) as store:
         try:
             store.is_there()

@@ -8,11 +8,12 @@ import re
 from typing import Any, Generic, TypeVar
 
 import click
+
+from workers.store.defaults import parse_size
 from click.shell_completion import CompletionItem
 
 __all__ = ["EnumValue", "ListOf", "Seconds", "Size"]
 
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 
 _E = TypeVar("_E", bound=enum.Enum)
 
@@ -75,11 +76,8 @@ class Size(click.ParamType[int]):
         """Read a size."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(
-            r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmgt]?)(?:i?b)?", value.strip(), re.IGNORECASE | re.ASCII
-        )
-        size = int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")) if match else 0
-        if not 0 < size < 2**63:
+        size = parse_size(value)
+        if size is None:
             self.fail(f"{value!r} is no size: write bytes, or a number with K, M, G or T, such as 512M", param, ctx)
         return size
 

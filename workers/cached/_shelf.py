@@ -18,6 +18,8 @@ from workers.work import CacheOutcome, CacheUse, Deferred, Diagnostic, Engine, S
 
 __all__ = ["Kept", "Shelf", "note_of", "off"]
 
+_MOST_NOTE_BYTES = 64 * 2**20
+
 _T = TypeVar("_T")
 
 
@@ -58,7 +60,7 @@ class Shelf:
         if entry is None:
             return None
         try:
-            head, _, rest = zlib.decompress(entry.note).partition(b"\n")
+            head, _, rest = _unpacked(entry.note).partition(b"\n")
             note = json.loads(head)
             kept = Kept(key, entry, note, decode(rest))
             _ = kept.engine, kept.diagnostics("")
@@ -111,6 +113,15 @@ class Shelf:
         """What is to be told of an item that had to be made."""
         self._awaited.discard((key.digest, name))
         return CacheUse(CacheOutcome.MISS, key.digest, ingredients)
+
+
+def _unpacked(note: bytes) -> bytes:
+    """A note's text. It may be anybody's, so there is a bound. Raises `ValueError`, `zlib.error`."""
+    unpacking = zlib.decompressobj()
+    text = unpacking.decompress(note, _MOST_NOTE_BYTES)
+    if not unpacking.eof:
+        raise ValueError("it has no end")
+    return text
 
 
 def note_of(engine: Engine, diagnostics: Sequence[Diagnostic], **more: Any) -> dict[str, Any]:

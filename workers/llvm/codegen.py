@@ -157,7 +157,7 @@ class LlvmBackend:
 
     def keys(self, store: Store) -> LlvmKeys:
         """The keys of what this backend makes; what takes long to find out is kept in `store`."""
-        return LlvmKeys(self.toolchain, self._planner, self._scratch, self._llvmlite_bytes, store)
+        return LlvmKeys(self.toolchain, self._planner, self._lines, self._scratch, self._llvmlite_bytes, store)
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:

@@ -15,9 +15,11 @@ from attrs import define, evolve, field, frozen
 from workers.action import Action, ActionResult, run
 from workers.errors import InternalError
 from workers.fat import FatPartition
+from workers.llvm.bitstream import BitcodeError
+from workers.llvm.content import ContentError, open_file
 from workers.llvm.failures import judge
 from workers.llvm.fat_crash import place_of_crash
-from workers.llvm.fat_symbols import Promotion, rename_promoted
+from workers.llvm.fat_symbols import Promotion, ir_names, promoted, rename_promoted
 from workers.llvm.one_module import Tools, is_foreign
 from workers.llvm.passes import PassReader
 from workers.llvm.planner import tool_name
@@ -171,10 +173,12 @@ class _Part:
                 return None
             try:
                 if kind is EmitKind.OBJECT and self.program.names is not None:
-                    await trio.to_thread.run_sync(_rename, written, self.program.names)
+                    await trio.to_thread.run_sync(_rename, written, self.program.names, self.partition.bitcode)
                 return place(written, destination)
             except ObjectError as error:
                 self.error(f"ld.lld wrote {error}")
+            except (BitcodeError, ContentError) as error:
+                self.error(f"its bitcode cannot be read: {error}")
             except OSError as error:
                 self.error(f"cannot write {destination}: {error.strerror or error}")
             return None
@@ -224,5 +228,7 @@ class _Part:
         self.diagnostics.append(Diagnostic(Severity.ERROR, self.partition.name, message))
 
 
-def _rename(path: Path, names: Promotion) -> None:
-    path.write_bytes(rename_promoted(path.read_bytes(), names))
+def _rename(path: Path, names: Promotion, bitcode: Path) -> None:
+    with open_file(bitcode) as view:
+        own = ir_names(view)
+    path.write_bytes(rename_promoted(path.read_bytes(), promoted(own, names), names.suffix))

@@ -31,6 +31,7 @@ from workers.llvm.fat_pipeline import Halves, level_options
 from workers.llvm.fat_question import Pipelines
 from workers.llvm.inputs import inspect_content, read_inputs
 from workers.llvm.link_driver import DriverError
+from workers.llvm.link_key import LinkLog
 from workers.llvm.link_messages import explain_link
 from workers.llvm.lld_line import LldLine, LldLines, in_directory
 from workers.llvm.one_module import Tools
@@ -149,10 +150,12 @@ class _Merge:
     async def run(self) -> FatLinked | Failed:
         """Perform the merge. Raises `OSError`, `ModuleError`, `RequestError`."""
         item, reader = self.item, PassReader()
+        own = [str(path_of(file)) for file in item.files]
+        log = LinkLog(self.line, own)
         printed = item.options.print_passes
-        argv = self.argv([str(path_of(file)) for file in item.files], self.directory, self.directory / "files.rsp")
+        argv = self.argv(own, self.directory, self.directory / "files.rsp")
         action = Action(
-            argv=in_directory(self.line.directory, argv),
+            argv=in_directory(self.line.directory, argv if printed else (*argv, "--verbose")),
             inputs={},
             environment=self.line.environment,
             time_limit=_time_limit(item.options, len(item.files)),
@@ -160,11 +163,10 @@ class _Merge:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.watch)
-            async with run(action, self.tools.scratch, stderr_to=reader.read if printed else None) as result:
+            async with run(action, self.tools.scratch, stderr_to=reader.read if printed else log.read) as result:
                 pass
             nursery.cancel_scope.cancel()
-        if printed:
-            result = evolve(result, stderr=reader.diagnostics())
+        result = evolve(result, stderr=reader.diagnostics() if printed else log.said())
         result = evolve(result, stderr=_of_one_target(result.stderr))
         self.peak = result.peak_rss_bytes
         problem = await self.problem(action, result)
@@ -186,10 +188,17 @@ class _Merge:
         texts = [await trio.to_thread.run_sync(self.explained, result)]
         if self.count > 1 and self.survey.together is not None:
             texts.append(f"it is split as asked for, and might be another program: {self.survey.together}")
-        warnings = tuple(Diagnostic(Severity.WARNING, item.name, text) for text in texts if text)
-        seconds = trio.current_time() - self.started
+        reads = None if printed else await trio.to_thread.run_sync(log.reads)
         return FatLinked(
-            item.name, self.count, unneeded, seconds, self.peak, warnings, tuple(reader.passes), self.needs(unneeded)
+            module=item.name,
+            partitions=self.count,
+            unneeded=unneeded,
+            seconds=trio.current_time() - self.started,
+            peak_rss_bytes=self.peak,
+            diagnostics=tuple(Diagnostic(Severity.WARNING, item.name, text) for text in texts if text),
+            passes=tuple(reader.passes),
+            needs=self.needs(unneeded),
+            reads=None if reads is None else reads.to_bytes(),
         )
 
     def argv(self, files: Sequence[str], directory: Path, response: Path | None) -> tuple[str, ...]:

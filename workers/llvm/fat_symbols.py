@@ -5,6 +5,9 @@ somebody else's: of a native object in the same link, or in a program that a sta
 later. So in each part's object such symbols get a suffix, the same in all parts. Names that stay are those that some
 module knows as a global symbol; and those that begin with two underscores, for LLVM makes hidden symbols of its own
 (`__stack_chk_fail_local`) that are defined elsewhere.
+
+Only what is in a part's bitcode can have been local before. So which names change there follows from the part's own
+names, whatever else is in the program.
 """
 
 from __future__ import annotations
@@ -15,18 +18,29 @@ from collections.abc import Iterable, Set
 
 from attrs import field, frozen
 
+from workers.llvm.bitcode import MODULE_BLOCK, blocks
+from workers.llvm.bitstream import Record
+from workers.llvm.content import Source
 from workers.llvm.elf import sections
 from workers.llvm.irsymtab import Symbol
 from workers.llvm.sections import ObjectError
 from workers.work import count
 
-__all__ = ["Promotion", "promotion", "rename_promoted"]
+__all__ = ["Promotion", "ir_names", "promoted", "promotion", "rename_promoted"]
 
 _SUFFIX = ".ltod"
 _DIGEST_BYTES = 6
 
 _RESERVED = b"__"
 _UNNAMED = b"__llvmsplit_unnamed"
+
+# Block ids and record codes of llvm/Bitcode/LLVMBitCodes.h: names are stretches of the string table.
+_STRTAB_BLOCK = 23
+_BLOB = frozenset({1})
+_VALUES = frozenset({7, 8, 14, 18})
+"""Variables, functions, aliases, resolvers."""
+_VERBATIM = b"\1"
+"""Begins names that are to stay as they are, which they do on ELF."""
 
 _STB_GLOBAL = 1
 _STV_HIDDEN = 2
@@ -67,7 +81,28 @@ def promotion(symbols: Iterable[Symbol], exports: Set[str], *, is_final: bool) -
     return Promotion(frozenset(name.encode(errors="surrogateescape") for name in kept), suffix.encode())
 
 
-def rename_promoted(data: bytes, names: Promotion) -> bytes:
+def ir_names(bitcode: Source) -> frozenset[bytes]:
+    """What a part defines and declares. Raises `BitcodeError`, `ContentError`."""
+    spans: list[list[int]] = []
+    strings = b""
+    for cursor, block in blocks(bitcode):
+        if block.id == MODULE_BLOCK:
+            records = (item for item in cursor.items(block, _VALUES) if isinstance(item, Record))
+            spans += (record.values[:2] for record in records)
+        elif block.id == _STRTAB_BLOCK:
+            for item in cursor.items(block, _BLOB):
+                if isinstance(item, Record) and item.blob is not None:
+                    begin = cursor.origin + item.blob[0]
+                    strings = bytes(bitcode[begin : begin + item.blob[1]])
+    return frozenset(strings[begin : begin + size].removeprefix(_VERBATIM) for begin, size in spans)
+
+
+def promoted(own: Set[bytes], names: Promotion) -> frozenset[bytes]:
+    """Those of a part's own names that change, where they are names of global hidden symbols."""
+    return frozenset(name for name in own - names.kept if not name.startswith(_RESERVED) or name.startswith(_UNNAMED))
+
+
+def rename_promoted(data: bytes, changing: Set[bytes], suffix: bytes) -> bytes:
     """`data`, an ELF object, with the names of promoted symbols changed. Raises `ObjectError` where it is damaged."""
     found = {section.name: section for section in sections(data, {b".symtab", b".strtab"})}
     if len(found) != 2:
@@ -85,10 +120,10 @@ def rename_promoted(data: bytes, names: Promotion) -> bytes:
         if end < 0:
             raise ObjectError("an ELF file in which the name of a symbol has no end")
         old = bytes(text[name:end])
-        if old in names.kept or (old.startswith(_RESERVED) and not old.startswith(_UNNAMED)):
+        if old not in changing:
             continue
         struct.pack_into(f"{order}I", renamed, table.offset + number * symbol.size, len(text))
-        text += old + names.suffix + b"\0"
+        text += old + suffix + b"\0"
     if len(text) == strings.size:
         return data
     place, form = _EXTENT[kind]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from workers.llvm.digests import Digests, Witness
 from workers.llvm.form import Form
 from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
 from workers.llvm.inputs import llvm_content
+from workers.llvm.link_driver import DriverError
+from workers.llvm.link_key import LinkInput, LinkReads, first_key, line_words, second_key
 from workers.llvm.link_words import code_words, expanded
+from workers.llvm.lld_line import LldLines
 from workers.llvm.planner import Planner
 from workers.llvm.pre_link import is_as_is
 from workers.llvm.thin_key import shard_facts
@@ -38,7 +42,7 @@ from workers.llvm.toolchain_engine import forms_of
 from workers.llvm.value_names import value_names
 from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
-from workers.work import CodegenOptions, Engine, Optimize
+from workers.work import CodegenOptions, Engine, LinkFile, NeedsFatLto, NeedsThinLto, Optimize, Step
 
 __all__ = ["LlvmKeys"]
 
@@ -54,6 +58,13 @@ class _LlvmKey(Key):
     """A key that knows the files that it was made of."""
 
     witnesses: tuple[Witness, ...] = field(default=(), repr=False, eq=False)
+
+
+@frozen
+class _LinkKey(_LlvmKey):
+    """The key of what a link is given, which is done in `directory`."""
+
+    directory: Path = field(default=Path(), repr=False, eq=False)
 
 
 @define(eq=False)
@@ -88,10 +99,17 @@ class LlvmKeys:
     """Keys for what the LLVM backend makes; the contract is `workers.keys.Keys`'s. Belongs to one trio run."""
 
     def __init__(
-        self, toolchain: Toolchain, planner: Planner, scratch: Path, llvmlite_bytes: int, store: Store
+        self,
+        toolchain: Toolchain,
+        planner: Planner,
+        lines: LldLines,
+        scratch: Path,
+        llvmlite_bytes: int,
+        store: Store,
     ) -> None:
         self._toolchain = toolchain
         self._planner = planner
+        self._lines = lines
         self._scratch = scratch
         self._llvmlite_bytes = llvmlite_bytes
         self._digests = Digests(store)
@@ -109,7 +127,12 @@ class LlvmKeys:
             return NoKey(f"its key cannot be told: {error}")
 
     async def of_thin_link(self, item: ThinLink) -> Key | NoKey:
-        return NoKey("todo")
+        """The key of what was handed to a thin link."""
+        ranked = sorted(range(len(item.files)), key=lambda place: _shown(item.files[place]))
+        how = Ingredient(IngredientKind.OPTION, "--lto", "thin-local" if item.local else "thin")
+        # Names are compared, and in their order a module imports.
+        order = Ingredient(IngredientKind.SUMMARY, "the order of its modules", _digest(ranked))
+        return await self._link(Step.THIN_LINK, item, (how, order))
 
     async def of_thin_compile(self, item: ThinCompile) -> Key | NoKey:
         """The key of a backend compile's outputs."""
@@ -121,13 +144,27 @@ class LlvmKeys:
             return NoKey(f"its key cannot be told: {error}")
 
     async def of_fat_link(self, item: FatLink) -> Key | NoKey:
-        return NoKey("todo")
+        """The key of what was handed to a fat link."""
+        parts = "" if item.partitions is None else str(item.partitions)
+        how = Ingredient(IngredientKind.OPTION, "--lto", "fat")
+        return await self._link(
+            Step.FAT_LINK, item, (how, Ingredient(IngredientKind.OPTION, "--fat-partitions", parts))
+        )
 
     async def of_partition(self, partition: FatPartition) -> Key | NoKey:
         return NoKey("todo")
 
     async def with_reads(self, link: Key, reads: bytes) -> Key | None:
-        return None
+        """The key of a link, when it reads what `reads` says."""
+        found = LinkReads.from_bytes(reads)
+        if not isinstance(link, _LinkKey) or found is None or not found.holds(link.directory):
+            return None
+        try:
+            witnesses = [await self._digests.of(path) for path in found.paths(link.directory)]
+        except OSError:
+            return None
+        full = second_key(link, found, [witness.digest for witness in witnesses])
+        return _LlvmKey(full.digest, full.ingredients, (*link.witnesses, *witnesses))
 
     def unchanged(self, key: Key) -> bool:
         """Whether the files that a key was made of are what they were."""
@@ -225,10 +262,45 @@ class LlvmKeys:
         ingredients = (
             *self._tool_ingredients(tools),
             *_option_ingredients(said, kinds),
-            *(Ingredient(IngredientKind.OPTION, word) for word in words.words),
+            *map(_word_ingredient, words.words),
             *(Ingredient(IngredientKind.FILE, Path(one.path).name, one.digest) for one in files),
         )
         return _ThinParts(made_of, ingredients, tools, files, modules)
+
+    async def _link(self, step: Step, item: ThinLink | FatLink, more: Sequence[Ingredient]) -> Key | NoKey:
+        options = item.options
+        if options.print_passes:
+            return NoKey("its passes are to be reported, so it is done")
+        try:
+            paths = [_path_of(file) for file in item.files]
+            line = await self._lines.line(item.link, item.exports, paths, options, item.target)
+            words = line_words(line)
+            files = [await self._digests.of(line.directory / path) for _, path in words.files]
+            inputs = [await self._digests.of(path) for path in paths]
+            tools = await self._tools()
+            triple = options.target_triple or item.target.triple
+            cpu = await self._plan_words(triple, options, Form.CODE) if options.target_cpu else ()
+        except _NoKeyError as error:
+            return NoKey(*error.args)
+        except (DriverError, RequestError, OSError) as error:
+            return NoKey(f"its key cannot be told: {error}")
+        kinds = sorted(kind.value for kind in options.emit)
+        said = (
+            *self._tool_ingredients(tools),
+            *_option_ingredients(_options(options), kinds),
+            *(Ingredient(IngredientKind.OPTION, word) for word in cpu),
+            *more,
+        )
+        given = [
+            LinkInput(_name_of(file), witness.digest, file.lazy, isinstance(file, LinkFile) and file.given)
+            for file, witness in zip(item.files, inputs, strict=True)
+        ]
+        by_path = {path: witness.digest for (_, path), witness in zip(words.files, files, strict=True)}
+        first = first_key(step, line, words, given, by_path, said)
+        if isinstance(first, NoKey):
+            return first
+        of_tools = (witness for identity in tools.values() for witness in identity.witnesses)
+        return _LinkKey(first.digest, first.ingredients, (*of_tools, *files, *inputs), line.directory)
 
     async def _plan_words(self, triple: str, options: CodegenOptions, form: Any) -> Sequence[str]:
         """What clang is told. Raises `RequestError`, `_NoKeyError`."""
@@ -272,6 +344,24 @@ class LlvmKeys:
         return _LlvmKey(digest, ingredients, (*of_tools, *witnesses))
 
 
+def _path_of(file: NeedsThinLto | NeedsFatLto | LinkFile) -> Path:
+    return (file.path if isinstance(file, LinkFile) else file.bitcode).absolute()
+
+
+def _name_of(file: NeedsThinLto | NeedsFatLto | LinkFile) -> str:
+    """What a file is called, wherever it is."""
+    return Path(file.module).name if isinstance(file, LinkFile) and file.given else file.module
+
+
+def _shown(file: NeedsThinLto | LinkFile) -> bytes:
+    """What a linker knows a file by."""
+    return os.fsencode(file.module if isinstance(file, LinkFile) else file.origin or file.module)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()
+
+
 def _options(options: CodegenOptions) -> dict[str, Any]:
     """The options that results follow from, as far as they were given."""
     said: dict[str, Any] = {}
@@ -291,9 +381,21 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
+def _word_ingredient(word: str) -> Ingredient:
+    """The ingredient for one of a linker's words, such as `mllvm -inline-threshold=9`."""
+    name, _, value = word.partition(" ")
+    if name == "mllvm":
+        option, equals, value = value.partition("=")
+        name = f"mllvm {option}{equals}"
+    return Ingredient(IngredientKind.OPTION, name if name.startswith("-") else f"-{name}", value)
+
+
 def _option_ingredients(said: dict[str, Any], kinds: Sequence[str]) -> Iterable[Ingredient]:
     for name, value in said.items():
         option = "-O" if name == "opt_level" else f"--{name.replace('_', '-')}"
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        yield Ingredient(IngredientKind.OPTION, option, text)
+        if isinstance(value, bool):
+            yield Ingredient(IngredientKind.OPTION, option if value else f"--no-{option[2:]}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield Ingredient(IngredientKind.OPTION, option, text)
     yield Ingredient(IngredientKind.OPTION, "--emit", ",".join(kinds))

@@ -15,7 +15,10 @@ from attrs import frozen
 
 from workers.llvm.lld_options import Effect, Word, parsed
 
-__all__ = ["CodeWords", "LinkWords", "code_words", "expanded", "is_plain_llvm_option", "link_words"]
+__all__ = ["INPUT", "CodeWords", "LinkWords", "code_words", "divided", "expanded", "is_plain_llvm_option", "link_words"]
+
+INPUT = "(input)"
+"""Stands for an input among words."""
 
 _NO_FILES = frozenset({"all", "none", "labels"})
 """Values of `--lto-basic-block-sections` that name no file."""
@@ -128,7 +131,7 @@ def code_words(words: Iterable[str]) -> CodeWords:
             kept.append(word.text)
             files.append(word.value or "")
         elif word.effect in (Effect.CODE, Effect.CODE_FILE, Effect.LLVM):
-            kept.append(str(word))
+            kept.append(_spelled(word))
     return CodeWords(tuple(kept), tuple(files))
 
 
@@ -148,19 +151,25 @@ def link_words(words: Iterable[str], directory: Path, is_file: Callable[[Path], 
         value = word.value or ""
         match word.effect:
             case Effect.FILE | Effect.CODE_FILE | Effect.LINK_FILE if value and is_file(directory / value):
-                kept.append(f"{word.text} file")
-                files.append((word.text.rstrip("=") or Path(value).name, value))
+                kept.append(word.text or INPUT)
+                files.append((word.text or Path(value).name, value))
             case Effect.LINK_PLACE:
                 if "sysroot" in word.text:
                     root = value
                 else:
                     places.append(value)
-                kept.append(f"{word.text} {_relative(value, directory)}")
+                kept.append(f"{word.text}={_relative(value, directory)}")
             case Effect.NOTHING | Effect.OUTPUT:
                 pass
             case _:
-                kept.append(str(word))
+                kept.append(_spelled(word))
     return LinkWords(tuple(kept), tuple(files), tuple(root + one[1:] if one[:1] == "=" else one for one in places))
+
+
+def divided(word: str) -> tuple[str, str]:
+    """The name and the value of one of `CodeWords` or `LinkWords`, for people."""
+    end = word.find("=") + 1
+    return (word[:end], word[end:]) if end else (word, "")
 
 
 def _problem(word: Word) -> str | None:
@@ -170,12 +179,19 @@ def _problem(word: Word) -> str | None:
     if word.effect is Effect.OUTSIDE:
         return f"{word} reads or writes more than is known"
     if word.effect is Effect.CODE and word.value == "native":
-        return f"{word.text}native depends on the machine"
+        return f"{word} depends on the machine"
     if word.effect is Effect.LLVM:
-        option = f"-{word.value}" if word.text.endswith("=-") else word.value or ""
-        if not is_plain_llvm_option(option):
-            return f"LLVM's option {option} may read or write more than is known"
+        if not is_plain_llvm_option(_llvm_option(word)):
+            return f"LLVM's option {_llvm_option(word)} may read or write more than is known"
     return None
+
+
+def _spelled(word: Word) -> str:
+    return f"-mllvm {_llvm_option(word)}" if word.effect is Effect.LLVM else str(word)
+
+
+def _llvm_option(word: Word) -> str:
+    return f"-{word.value}" if word.text.endswith("=-") else word.value or ""
 
 
 def _relative(path: str, directory: Path) -> str:

@@ -66,7 +66,7 @@ _OPTIONS = {
         plugin-opt=debug-pass-manager --lto-emit-asm --lto-emit-llvm plugin-opt=emit-asm plugin-opt=emit-llvm
         --lto-obj-path=. plugin-opt=obj-path=. --thinlto-emit-imports-files --thinlto-emit-index-files
         --thinlto-index-only --thinlto-index-only=. --thinlto-object-suffix-replace=. --thinlto-prefix-replace=.
-        --thinlto-single-module=. --thinlto-distributor= --thinlto-distributor-arg= --thinlto-remote-compiler=
+        --thinlto-single-module=. --thinlto-distributor=. --thinlto-distributor-arg= --thinlto-remote-compiler=.
         --thinlto-remote-compiler-arg= --thinlto-remote-compiler-prepend-arg= plugin-opt=thinlto-emit-imports-files
         plugin-opt=thinlto-index-only plugin-opt=thinlto-index-only=. plugin-opt=thinlto-object-suffix-replace=.
         plugin-opt=thinlto-prefix-replace=. --chroot: --reproduce= --rsp-quoting=
@@ -109,7 +109,7 @@ _OPTIONS = {
         build-id build-id=. compress-debug-sections= --compress-sections= --debug-names --no-debug-names --gdb-index
         --no-gdb-index hash-style= rpath= -R~ soname= -h~ dynamic-linker= enable-new-dtags disable-new-dtags -O~
         --package-metadata=. --pack-dyn-relocs= --use-android-relr-tags --no-use-android-relr-tags Map= print-map -M
-        --cref print-gc-sections print-gc-sections=. no-print-gc-sections print-icf-sections no-print-icf-sections
+        --cref print-gc-sections --print-gc-sections=. no-print-gc-sections print-icf-sections no-print-icf-sections
         print-archive-stats=. --print-archive-stats=. print-symbol-order= print-memory-usage trace -t trace-symbol= -y~
         --why-extract=. --why-live= --out-implib= verbose --verbose-bp-section-orderer
     """,
@@ -126,14 +126,14 @@ _OPTIONS = {
 
 @frozen
 class Word:
-    """One option with its value, or an input, whose path is the `value`. `text` is the option as it was spelled."""
+    """One option with its value, or an input, whose path is the `value`. `text` is the option without the value."""
 
     effect: Effect
     text: str
     value: str | None = None
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.text, self.value) if part)
+        return "=".join(part for part in (self.text, self.value) if part)
 
 
 @frozen
@@ -183,7 +183,7 @@ def parsed(words: Iterable[str]) -> Iterator[Word]:
             option = _BY_SPELLING.get(word[:end])
             if option is not None and (end == len(word) or option.takes_rest):
                 value = word[end:] or (next(rest, "") if option.takes_next else "" if option.takes_rest else None)
-                yield Word(option.effect, word[:end], value)
+                yield Word(option.effect, word[:end].removesuffix("="), value)
                 break
         else:
             yield Word(Effect.UNKNOWN, word)

@@ -124,11 +124,14 @@ class _Layout:
         """`operands` are encodings with widths, or values of literals; an array is followed by its elements'."""
         (kind, self.code), rest = operands[0], operands[1:]
         self.element: _Operand | None = None
-        if len(rest) > 1 and rest[-2][0] == _ARRAY:
+        kinds = [operand[0] for operand in rest]
+        if _ARRAY in kinds:
+            if kinds.index(_ARRAY) != len(kinds) - 2 or kinds[-1] == _ARRAY:
+                raise BitcodeError("an abbreviation has an array that is not its end")
             self.element = rest[-1]
             rest = (*rest[:-2], (_VBR, 6))
-        if kind != _LITERAL or _ARRAY in [kind for kind, _ in rest]:
-            raise BitcodeError("an abbreviation is of no use")
+        if kind != _LITERAL:
+            raise BitcodeError("an abbreviation has no code of its own")
         self._literals = [(index, value) for index, (kind, value) in enumerate(rest) if kind == _LITERAL]
         rest = tuple(operand for operand in rest if operand[0] != _LITERAL)
         self._operands = rest

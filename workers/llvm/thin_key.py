@@ -7,7 +7,7 @@ ingredients, which differ whenever forms do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import field, frozen
 
@@ -30,14 +30,9 @@ _TOLD_FLAGS = 0xF | 0x20
 _TOLD_NATURE = 0x3
 """Of a variable that is no constant: whether it is written and read."""
 
-_FUNCTIONS, _VARIABLES, _IMPORTS, _OTHERS = (
-    "its functions",
-    "its variables",
-    "its imports",
-    "other modules' symbols",
-)
-_TYPES, _WHOLE = "types", "the whole program"
-"""What the link knows of these is in the ingredients of the kind `SUMMARY`: their names, which stand in histories."""
+# What the link knows of these is in ingredients of the kind `SUMMARY`, under these names: records have them.
+_FUNCTIONS, _VARIABLES, _IMPORTS = "its functions", "its variables", "its imports"
+_OTHERS, _TYPES, _WHOLE = "other modules' symbols", "types", "the whole program"
 
 Names = Callable[[str], Mapping[int, str]]
 
@@ -65,20 +60,25 @@ class ShardFacts:
         shard, local = _read(self._compile, self._plan, self._link_index)
         if _digest(shard.form(self._digests, local)) != self.form_digest:
             raise ModuleError(self._compile.name, "its index shard was changed after the thin link")
-        own = [row for row in shard.definitions if not row.place]
+        places: list[list[Definition]] = [[] for _ in range(len(shard.imports) + 1)]
+        for row in shard.definitions:
+            places[row.place].append(row)
+        own, *others = places
         known = name_of(shard.own.file)
         names = _texts(own, known)
         resolved = [(names[row.guid], *_resolution(row, known)) for row in own]
         exports = sorted(name for name, is_exported, _ in resolved if is_exported)
         symbols = sorted((name, words) for name, _, words in resolved if words)
-        imports = [self._imported(shard, place, name_of) for place in range(1, len(shard.imports) + 1)]
+        imports = [
+            self._imported(module.file, rows, name_of) for module, rows in zip(shard.imports, others, strict=True)
+        ]
         by_name = sorted(range(len(imports)), key=lambda place: _all_of(imports[place]))
-        rows = [row.text() for row in shard.definitions if row.place]
+        imported = [row.text() for rows in others for row in rows]
         hashes = [b"%d" % word for module in shard.imports for word in (len(module.hash), *module.hash)]
         summaries = {
             _FUNCTIONS: [_untold(row) for row in own if not row.is_variable],
             _VARIABLES: [_untold(row) for row in own if row.is_variable],
-            _IMPORTS: [joined(b"%d" % place for place in by_name), joined(hashes), joined(rows)],
+            _IMPORTS: [joined(b"%d" % place for place in by_name), joined(hashes), joined(imported)],
             _OTHERS: [joined(b"%d" % guid for guid in local), joined(shard.values)],
             _TYPES: [joined(pair) for pair in sorted(shard.types.items())],
             _WHOLE: [*shard.settings, joined(b"%d" % word for word in shard.own.hash)],
@@ -96,10 +96,8 @@ class ShardFacts:
             ),
         )
 
-    def _imported(self, shard: Shard, place: int, name_of: Names) -> Ingredient:
-        path = shard.imports[place - 1].file
-        names = _texts([row for row in shard.definitions if row.place == place], name_of(path))
-        symbols = tuple(sorted(names.values()))
+    def _imported(self, path: str, rows: Sequence[Definition], name_of: Names) -> Ingredient:
+        symbols = tuple(sorted(_texts(rows, name_of(path)).values()))
         return Ingredient(IngredientKind.IMPORT, self._plan.names[path], self._digests[path], symbols)
 
 
@@ -124,7 +122,7 @@ def _read(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple
     return shard, link_index.missing(own, shard.defined())
 
 
-def _texts(rows: Iterable[Definition], known: Mapping[int, str]) -> dict[bytes, str]:
+def _texts(rows: Sequence[Definition], known: Mapping[int, str]) -> dict[bytes, str]:
     """What to call the values that are defined, one by one, even where their module has two of one name."""
     numbers = {row.guid: int.from_bytes(row.guid, "little") for row in rows}
     texts = {guid: known.get(number, f"symbol {number:016x}") for guid, number in numbers.items()}

@@ -17,6 +17,7 @@ from attrs import evolve
 from workers.action import Action, ActionResult, run
 from workers.llvm.failures import foreign_output, judge, parse_messages
 from workers.llvm.link_driver import DriverError
+from workers.llvm.link_key import LinkLog
 from workers.llvm.link_messages import explain_link
 from workers.llvm.lld_line import LldLines, in_directory
 from workers.llvm.oom import OomWatch
@@ -124,6 +125,7 @@ async def thin_link(
                     f"--thinlto-prefix-replace=;{directory / _INDEXES}/",
                     "--save-temps=combinedindex",
                     f"--lto-obj-path={regular}",
+                    "--verbose",
                 ),
             ),
             inputs={},
@@ -131,7 +133,9 @@ async def thin_link(
             time_limit=_LINK_SECONDS,
             memory_limit=item.options.memory_limit,
         )
-        async with run(action, scratch) as result:
+        log = LinkLog(line, [path for path, _ in files])
+        async with run(action, scratch, stderr_to=log.read) as result:
+            result = evolve(result, stderr=log.said())
             killed = result.signal is not None and oom.killed_again()
         said = explain_link(result.stderr, layout.names, layout.paths)
         problem, is_fault = _problem(result, said, layout.names, item.options, killed)
@@ -162,7 +166,13 @@ async def thin_link(
         remarks = [text for text in (line.remarks, said) if text]
         diagnostics = tuple(Diagnostic(Severity.WARNING, item.name, text) for text in remarks)
         finish = await trio.to_thread.run_sync(_finish, item, layout, plan, directory, result)
-        return evolve(finish, seconds=trio.current_time() - started, diagnostics=(*finish.diagnostics, *diagnostics))
+        reads = await trio.to_thread.run_sync(log.reads)
+        return evolve(
+            finish,
+            seconds=trio.current_time() - started,
+            diagnostics=(*finish.diagnostics, *diagnostics),
+            reads=None if reads is None else reads.to_bytes(),
+        )
     except DriverError as error:
         return _failed(item, _error(item, str(error)), started)
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workers.errors import RequestError
 
-__all__ = ["default_directory", "default_limit"]
+__all__ = ["default_directory", "default_limit", "parse_size"]
 
 _LIMIT_BYTES = 10 * 2**30
 """Objects of some dozen large programs; less than what anybody would call a full disk."""
@@ -43,8 +43,14 @@ def default_limit(environ: Mapping[str, str]) -> int:
     text = environ.get("LTOD_CACHE_SIZE", "").strip()
     if not text:
         return _LIMIT_BYTES
-    match = _SIZE.fullmatch(text)
-    size = int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")) if match else 0
-    if not 0 < size < 2**63:
+    size = parse_size(text)
+    if size is None:
         raise RequestError(f"LTOD_CACHE_SIZE is {text!r}: write bytes, or a number with K, M, G or T, such as 10G")
     return size
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes: a number, perhaps with K, M, G or T for powers of 1024; `None` for what is no size above 0."""
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")) if match else 0
+    return size if 0 < size < 2**63 else None

@@ -1,0 +1,146 @@
+"""What the results of fat LTO depend on: the program's, and those of its parts.
+
+LLVM declares everything of the program in each of its parts, so a function more, or an attribute, anywhere in the
+program changes them all. What nothing in a part uses has no bearing upon its code; lld leaves it out when it reads a
+part. So a part is taken through lld once for that alone, and what comes out is both what the key is made of and what
+code is generated for: the key knows all that the compiler sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import trio
+
+from workers.action import Action, run
+from workers.errors import InternalError
+from workers.fat import FatLink, FatPartition
+from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
+from workers.llvm.bitcode import BitcodeError, is_complete
+from workers.llvm.content import ContentError, open_file
+from workers.llvm.fat_codegen import FatProgram
+from workers.llvm.fat_inputs import code_bytes
+from workers.llvm.fat_options import lto_options
+from workers.llvm.fat_symbols import ir_names, promoted
+from workers.llvm.link_key import LinkInput, first_key
+from workers.llvm.link_words import LinkWords, code_words, divided
+from workers.llvm.lld_line import LldLine
+from workers.llvm.one_module import Tools
+from workers.placing import place
+from workers.work import Step
+
+__all__ = ["fat_link_key", "fat_link_words", "partition_key", "reduce_partition"]
+
+_INPUT, _OUTPUT = "part.bc", "reduced.bc"
+_NOTHING = "no-op-module"
+_SECONDS = 600.0
+
+
+def fat_link_words(item: FatLink) -> tuple[str, ...]:
+    """What the fat link adds to its line, for `line_words`."""
+    return lto_options(item.options)
+
+
+def fat_link_key(
+    item: FatLink,
+    line: LldLine,
+    words: LinkWords,
+    inputs: Sequence[LinkInput],
+    digests: Mapping[str, str],
+    more: Sequence[Ingredient],
+) -> Key | NoKey:
+    """The first key of a fat link: see `first_key`. `words` are the line's, with `fat_link_words` behind them."""
+    options = item.options
+    if options.print_passes:
+        return NoKey("passes are to be printed")
+    said = {
+        "--lto": "fat",
+        "-O": options.opt_level.value,
+        "--emit": ",".join(sorted(kind.value for kind in options.emit)),
+        "--target": options.target_triple or item.target.triple,
+        "--relocation-model": "" if options.relocation_model is None else options.relocation_model.value,
+        "--partitions": "" if item.partitions is None else str(item.partitions),
+        "--link": "" if item.link is None else item.link.kind.value,
+    }
+    # How much code there is decides the number of parts.
+    measured = Ingredient(IngredientKind.SUMMARY, "the size of its modules", str(code_bytes(item)))
+    stated = (Ingredient(IngredientKind.OPTION, name, value) for name, value in said.items())
+    return first_key(Step.FAT_LINK, line, words, inputs, digests, (*more, *stated, measured))
+
+
+async def reduce_partition(partition: FatPartition, tools: Tools) -> str | None:
+    """Take what nothing uses out of a part's bitcode, in its place. Gives SHA-256 of what is there then.
+
+    Where lld fails, all stays as it is, for who generates code will say why. `None` if the part cannot be read. Only
+    who finds the digest unknown before this, need call it; what is done a second time changes nothing.
+    """
+    program = _program(partition)
+    lld = tools.toolchain.lld
+    if lld is None:
+        raise InternalError("a part of a program without ld.lld: it was made by one")
+    argv = (*lld, "-r", "--no-dependent-libraries", "--threads=1", "--disable-verify", "--lto-emit-llvm")
+    action = Action(
+        argv=(*argv, f"--lto-newpm-passes={_NOTHING}", "-o", _OUTPUT, _INPUT),
+        inputs={_INPUT: partition.bitcode},
+        outputs=(_OUTPUT,),
+        time_limit=min(_SECONDS, program.time_limit),
+        memory_limit=program.options.memory_limit,
+    )
+    try:
+        if program.names is not None:  # else it is the whole program, in which all is used
+            async with run(action, tools.scratch) as result:
+                written = result.directory / _OUTPUT
+                if result.succeeded and not result.stderr and _is_whole(written):
+                    place(written, partition.bitcode)
+        return await trio.to_thread.run_sync(_digest, partition.bitcode)
+    except (ContentError, OSError):
+        return None
+
+
+def partition_key(partition: FatPartition, digest: str, more: Sequence[Ingredient]) -> Key | NoKey:
+    """The key of what a part's code generation makes; `digest` is from `reduce_partition`, `more` says what lld is."""
+    program = _program(partition)
+    options = program.options
+    if options.print_passes:
+        return NoKey("passes are to be printed")
+    words = code_words(program.arguments)
+    problem = words.problem or (f"what is in {words.files[0]} is not known" if words.files else None)
+    if problem is not None:
+        return NoKey(f"{problem}, so that its result is not kept", warn=True)
+    try:
+        with open_file(partition.bitcode) as view:
+            changing = frozenset() if program.names is None else promoted(ir_names(view), program.names)
+    except (BitcodeError, ContentError) as error:
+        return NoKey(f"its bitcode cannot be read: {error}")
+    suffix = program.names.suffix if program.names is not None and changing else b""
+    names = hashlib.sha256(b"\0".join((suffix, *sorted(changing)))).hexdigest()
+    ingredients = (
+        *more,
+        *(Ingredient(IngredientKind.OPTION, *divided(word)) for word in words.words),
+        Ingredient(IngredientKind.OPTION, "--lto-newpm-passes", program.pipeline or _NOTHING),
+        Ingredient(IngredientKind.OPTION, "--emit", ",".join(sorted(kind.value for kind in options.emit))),
+        Ingredient(IngredientKind.OPTION, "--target", program.triple),
+        Ingredient(IngredientKind.MODULE, partition.name, digest),
+        Ingredient(IngredientKind.SUMMARY, "names of what was local in the program", names),
+    )
+    rows = [[one.kind.value, one.name, one.value] for one in ingredients if one.kind is not IngredientKind.MODULE]
+    text = json.dumps([Step.FAT_CODEGEN.value, digest, rows])
+    return Key(hashlib.sha256(text.encode("ascii")).hexdigest(), lambda: ingredients)
+
+
+def _program(partition: FatPartition) -> FatProgram:
+    if not isinstance(partition.link, FatProgram):
+        raise InternalError(f"{partition.name} is a partition of another backend")
+    return partition.link
+
+
+def _is_whole(path: Path) -> bool:
+    with open_file(path) as view:
+        return is_complete(view)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
