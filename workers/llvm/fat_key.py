@@ -1,4 +1,4 @@
-"""What the results of fat LTO depend on: the program's, and those of its parts.
+"""Keys of the parts of a program that went through fat LTO.
 
 LLVM declares everything of the program in each of its parts, so a function more, or an attribute, anywhere in the
 program changes them all. What nothing in a part uses has no bearing upon its code; lld leaves it out when it reads a
@@ -10,78 +10,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from workers.action import Action, run
 from workers.errors import InternalError
-from workers.fat import FatLink, FatPartition
+from workers.fat import FatPartition
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.llvm.bitcode import BitcodeError, is_complete
 from workers.llvm.content import ContentError, open_file
 from workers.llvm.fat_codegen import FatProgram
-from workers.llvm.fat_inputs import code_bytes
-from workers.llvm.fat_options import lto_options
 from workers.llvm.fat_symbols import ir_names, promoted
-from workers.llvm.link_key import LinkInput, first_key
-from workers.llvm.link_words import LinkWords, code_words, divided
-from workers.llvm.lld_line import LldLine
-from workers.llvm.one_module import Tools
+from workers.llvm.link_words import code_words, divided
+from workers.llvm.toolchain import Toolchain
 from workers.placing import place
 from workers.work import Step
 
-__all__ = ["fat_link_key", "fat_link_words", "partition_key", "reduce_partition"]
+__all__ = ["partition_key", "reduce_partition"]
 
 _INPUT, _OUTPUT = "part.bc", "reduced.bc"
 _NOTHING = "no-op-module"
 _SECONDS = 600.0
 
 
-def fat_link_words(item: FatLink) -> tuple[str, ...]:
-    """What the fat link adds to its line, for `line_words`."""
-    return lto_options(item.options)
-
-
-def fat_link_key(
-    item: FatLink,
-    line: LldLine,
-    words: LinkWords,
-    inputs: Sequence[LinkInput],
-    digests: Mapping[str, str],
-    more: Sequence[Ingredient],
-) -> Key | NoKey:
-    """The first key of a fat link: see `first_key`. `words` are the line's, with `fat_link_words` behind them."""
-    options = item.options
-    if options.print_passes:
-        return NoKey("passes are to be printed")
-    said = {
-        "--lto": "fat",
-        "-O": options.opt_level.value,
-        "--emit": ",".join(sorted(kind.value for kind in options.emit)),
-        "--target": options.target_triple or item.target.triple,
-        "--relocation-model": "" if options.relocation_model is None else options.relocation_model.value,
-        "--partitions": "" if item.partitions is None else str(item.partitions),
-        "--link": "" if item.link is None else item.link.kind.value,
-    }
-    # How much code there is decides the number of parts.
-    measured = Ingredient(IngredientKind.SUMMARY, "the size of its modules", str(code_bytes(item)))
-    stated = (Ingredient(IngredientKind.OPTION, name, value) for name, value in said.items())
-    return first_key(Step.FAT_LINK, line, words, inputs, digests, (*more, *stated, measured))
-
-
-async def reduce_partition(partition: FatPartition, tools: Tools) -> str | None:
+async def reduce_partition(partition: FatPartition, toolchain: Toolchain, scratch: Path) -> str | None:
     """Take what nothing uses out of a part's bitcode, in its place. Gives SHA-256 of what is there then.
 
-    Where lld fails, all stays as it is, for who generates code will say why. `None` if the part cannot be read. Only
-    who finds the digest unknown before this, need call it; what is done a second time changes nothing.
+    Where lld fails, all stays as it is: who generates code will say why. `None` if the part cannot be read. Doing it
+    again changes nothing.
     """
     program = _program(partition)
-    lld = tools.toolchain.lld
-    if lld is None:
+    if toolchain.lld is None:
         raise InternalError("a part of a program without ld.lld: it was made by one")
-    argv = (*lld, "-r", "--no-dependent-libraries", "--threads=1", "--disable-verify", "--lto-emit-llvm")
+    argv = (*toolchain.lld, "-r", "--no-dependent-libraries", "--threads=1", "--disable-verify", "--lto-emit-llvm")
     action = Action(
         argv=(*argv, f"--lto-newpm-passes={_NOTHING}", "-o", _OUTPUT, _INPUT),
         inputs={_INPUT: partition.bitcode},
@@ -91,7 +54,7 @@ async def reduce_partition(partition: FatPartition, tools: Tools) -> str | None:
     )
     try:
         if program.names is not None:  # else it is the whole program, in which all is used
-            async with run(action, tools.scratch) as result:
+            async with run(action, scratch) as result:
                 written = result.directory / _OUTPUT
                 if result.succeeded and not result.stderr and _is_whole(written):
                     place(written, partition.bitcode)

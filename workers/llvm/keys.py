@@ -240,7 +240,7 @@ class LlvmKeys:
         tools = await self._tools()
         words = code_words(expanded((*plan.line.head, *plan.line.tail), plan.line.directory))
         if words.problem is not None:
-            raise _NoKeyError(words.problem, True)
+            raise _NoKeyError(f"{words.problem}, so that its result is not kept", True)
         files = [await self._digests.of(plan.line.directory / path) for path in words.files]
         modules = {str(path): await self._digests.of(path) for path in plan.paths.values()}
         said, kinds = _options(options), sorted(kind.value for kind in options.emit)

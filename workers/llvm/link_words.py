@@ -180,9 +180,8 @@ def _problem(word: Word) -> str | None:
         return f"{word} reads or writes more than is known"
     if word.effect is Effect.CODE and word.value == "native":
         return f"{word} depends on the machine"
-    if word.effect is Effect.LLVM:
-        if not is_plain_llvm_option(_llvm_option(word)):
-            return f"LLVM's option {_llvm_option(word)} may read or write more than is known"
+    if word.effect is Effect.LLVM and not is_plain_llvm_option(_llvm_option(word)):
+        return f"LLVM's option {_llvm_option(word)} may read or write more than is known"
     return None
 
 
