@@ -334,8 +334,10 @@ class Build:
             self._ledger.cancelled = True
             raise
         finally:
-            self._end()
-            ended.set()
+            try:
+                self._end()
+            finally:
+                ended.set()  # whatever happens: others wait for it, shielded
 
     async def _until_ended(self, stage: Stage) -> None:
         await stage.ended.wait()

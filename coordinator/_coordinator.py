@@ -45,6 +45,11 @@ class Coordinator:
         return Build(config, self._loop, self._history, self._nursery, self._cache)
 
     @property
+    def cache_warning(self) -> str | None:
+        """What the user should know about the cache, if it is of no use, or only of some: it shows as builds go on."""
+        return None if self._cache is None else self._cache.warning
+
+    @property
     def jobs(self) -> int:
         """The most work items that run at once."""
         return self._loop.tokens.limit

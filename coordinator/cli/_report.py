@@ -16,7 +16,7 @@ from typing import Any
 from attrs import frozen
 
 from coordinator._events import BuildResult
-from workers.work import Diagnostic, Failed, Linked, LinkKind, LinkOptions, Severity, Step, WorkResult
+from workers.work import CacheOutcome, Diagnostic, Failed, Linked, LinkKind, LinkOptions, Severity, Step, WorkResult
 
 __all__ = ["Outcome", "json_text", "passes_text", "summary"]
 
@@ -127,6 +127,10 @@ def summary(outcome: Outcome) -> str:
     made = f"{_count(len(artifacts), 'artifact')} in {_short(outcome.out_dir)}"
     if outcome.ok and result is not None:
         text = f"{_count(len(outcome.modules), 'module')} in {result.seconds:.1f} s: {made}"
+        kept = sum(done.cache.outcome in (CacheOutcome.HIT, CacheOutcome.SHARED) for done in result.results)
+        if kept:
+            asked = sum(done.cache.outcome is not CacheOutcome.OFF for done in result.results)
+            text += f", {kept} of {asked} steps from the cache"
         if outcome.linked is not None:
             text += f", linked {_short(outcome.linked.output)} ({outcome.linked.bytes} bytes)"
         return text

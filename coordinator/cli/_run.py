@@ -82,6 +82,9 @@ async def _run(
                     nursery.cancel_scope.cancel()
             finally:
                 result = build.result
+            if coordinator.cache_warning is not None:
+                warnings.append(Diagnostic(Severity.WARNING, None, coordinator.cache_warning))
+                progress.diagnostic(warnings[-1])
     if failure is not None:
         raise failure
     return result, warnings

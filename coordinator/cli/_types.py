@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-import re
 from typing import Any, Generic, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from workers.store.defaults import parse_size
-from click.shell_completion import CompletionItem
 
 __all__ = ["EnumValue", "ListOf", "Seconds", "Size"]
 

@@ -20,7 +20,7 @@ from coordinator import FatLto, Step, ThinLto
 from tests.edited_program import Program
 from tests.incremental_lab import Lab
 
-_LTO = {"thin": ThinLto(), "fat": FatLto(partitions=6), "none": None}
+_LTO: dict[str, ThinLto | FatLto | None] = {"thin": ThinLto(), "fat": FatLto(partitions=6), "none": None}
 _STEP = {"thin": Step.THIN_BACKEND, "fat": Step.FAT_CODEGEN, "none": Step.CODEGEN}
 
 

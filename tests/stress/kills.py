@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.edited_program import Program
 from tests.incremental_lab import Lab
 
-_KINDS = (["--lto", "thin"], ["--lto", "fat"], [])
+_KINDS: tuple[list[str], ...] = (["--lto", "thin"], ["--lto", "fat"], [])
 
 
 def stress(root: Path, rounds: int, builds: int, seed: int) -> list[str]:

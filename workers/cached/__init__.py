@@ -96,8 +96,9 @@ class CachedBackend:
     def workspace(self) -> Iterator[Path]:
         """As `inner`. What is being made for others to wait for, is given up when the context is left."""
         with self._inner.workspace() as path, ExitStack() as claims:
-            self._claims[path] = claims
-            claims.callback(self._claims.pop, path)
+            if self._codegen is not None:
+                self._claims[path] = claims
+                claims.callback(self._claims.pop, path)
             yield path
 
     async def look_up(self, item: Optimize) -> Optimize | CopyArtifacts:

@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 
 from workers.backend import CodegenBackend
 from workers.cached._shelf import Kept, Shelf, note_of, off
-from workers.errors import InternalError, ModuleError
+from workers.errors import InternalError, ModuleError, bug_message
 from workers.ingredients import Key, NoKey
 from workers.keys import Keys
 from workers.placing import check_destinations, place
@@ -59,11 +59,15 @@ class Codegen:
 
     async def look_up(self, item: Optimize) -> Optimize | CopyArtifacts:
         """Say what is left to do: the item itself, or to copy what is there."""
-        item = await self._with_key(item)
-        if isinstance(item.key, Key):
-            kept = await self.shelf.find(item.key)
-            if kept is not None:
-                return CopyArtifacts(item, kept)
+        try:
+            item = await self._with_key(item)
+            if isinstance(item.key, Key):
+                kept = await self.shelf.find(item.key)
+                if kept is not None:
+                    return CopyArtifacts(item, kept)
+        except Exception as error:
+            # A bug here costs time, no build.
+            return evolve(item, key=NoKey(bug_message(error), warn=True))
         return item
 
     async def compile(self, batch: Sequence[Optimize | CopyArtifacts]) -> list[_Done | Deferred]:

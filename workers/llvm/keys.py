@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import trio
 from attrs import define, field, frozen
 
 from workers.errors import ModuleError, RequestError
@@ -26,6 +27,7 @@ from workers.llvm.cc1_words import unknown_word
 from workers.llvm.choice import choose, own_triple
 from workers.llvm.content import open_file
 from workers.llvm.digests import Digests, Witness
+from workers.llvm.fat_key import partition_key, reduce_partition
 from workers.llvm.form import Form
 from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
 from workers.llvm.inputs import llvm_content
@@ -152,7 +154,16 @@ class LlvmKeys:
         )
 
     async def of_partition(self, partition: FatPartition) -> Key | NoKey:
-        return NoKey("todo")
+        """The key of a partition's outputs; what nothing in it uses is taken out of its bitcode."""
+        try:
+            tools = await self._tools()
+        except _NoKeyError as error:
+            return NoKey(*error.args)
+        digest = await reduce_partition(partition, self._toolchain, self._scratch)
+        if digest is None:
+            return NoKey("its bitcode cannot be read")
+        key = partition_key(partition, digest, tuple(self._tool_ingredients(tools)))
+        return key if isinstance(key, NoKey) else _LlvmKey(key.digest, key.ingredients, _witnesses(tools))
 
     async def with_reads(self, link: Key, reads: bytes) -> Key | None:
         """The key of a link, when it reads what `reads` says."""
@@ -182,7 +193,7 @@ class LlvmKeys:
             witnesses.append(await self._digests.of(content))
             digest = witnesses[0].digest
         else:
-            digest = hashlib.sha256(content).hexdigest()
+            digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(content).hexdigest())
         tools = await self._tools(engine)
         words = [
             list(await self._plan_words(triple, options, form))
@@ -299,8 +310,7 @@ class LlvmKeys:
         first = first_key(step, line, words, given, by_path, said)
         if isinstance(first, NoKey):
             return first
-        of_tools = (witness for identity in tools.values() for witness in identity.witnesses)
-        return _LinkKey(first.digest, first.ingredients, (*of_tools, *files, *inputs), line.directory)
+        return _LinkKey(first.digest, first.ingredients, (*_witnesses(tools), *files, *inputs), line.directory)
 
     async def _plan_words(self, triple: str, options: CodegenOptions, form: Any) -> Sequence[str]:
         """What clang is told. Raises `RequestError`, `_NoKeyError`."""
@@ -340,8 +350,11 @@ class LlvmKeys:
     ) -> Key:
         text = json.dumps({"format": _FORMAT, "ltod": ltod_identity(), **made_of}, sort_keys=True)
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-        of_tools = (witness for identity in tools.values() for witness in identity.witnesses)
-        return _LlvmKey(digest, ingredients, (*of_tools, *witnesses))
+        return _LlvmKey(digest, ingredients, (*_witnesses(tools), *witnesses))
+
+
+def _witnesses(tools: Mapping[str, Identity]) -> tuple[Witness, ...]:
+    return tuple(witness for identity in tools.values() for witness in identity.witnesses)
 
 
 def _path_of(file: NeedsThinLto | NeedsFatLto | LinkFile) -> Path:
