@@ -20,6 +20,7 @@ from coordinator._tokens import token_source
 from workers.backend import Backend
 from workers.cached import CachedBackend
 from workers.errors import RequestError
+from workers.keys import HasKeys
 
 __all__ = ["Coordinator", "open_coordinator"]
 
@@ -73,7 +74,8 @@ async def open_coordinator(
     A `short_lived` coordinator, as for a single build, does not start llvmlite's children, for which it takes dozens
     of the smallest modules to repay their start, unless a build asks for that engine.
     `toolchain` is a directory with clang and lld (default: `LTOD_TOOLCHAIN`, else the wheel's). `backend` replaces
-    the LLVM backend; nothing of it is cached. `cache` is where results are kept for later builds; `None`: nowhere.
+    the LLVM backend. `cache` is where results are kept for later builds; `None`: nowhere. What a backend makes that
+    cannot tell its keys (`workers.keys`) is not kept.
     `environ` is read instead of the process environment.
 
     Exceptions of the body pass through as they are, never in a group. Raises `RequestError` for a setting that is
@@ -96,16 +98,11 @@ async def open_coordinator(
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
         tokens = stack.enter_context(token_source(jobs, environ))
-        opened: OpenCache | None = None
-        if backend is not None:
-            workers = CachedBackend(backend)
-        else:
+        if backend is None:
             from workers.llvm.choice import LLVMLITE_BYTES
             from workers.llvm.codegen import open_llvm_backend  # an embedder with a backend of its own needs no LLVM
 
-            if cache is not None:
-                opened = await stack.enter_async_context(open_cache(cache, environ))
-            llvm = await stack.enter_async_context(
+            backend = await stack.enter_async_context(
                 open_llvm_backend(
                     toolchain=toolchain,
                     environ=environ,
@@ -113,9 +110,11 @@ async def open_coordinator(
                     llvmlite_bytes=0 if short_lived else LLVMLITE_BYTES,
                 )
             )
-            workers = CachedBackend(llvm)
-            if opened is not None:
-                workers = CachedBackend(llvm, llvm.keys(opened.store), opened.store)
+        opened: OpenCache | None = None
+        workers = CachedBackend(backend)
+        if cache is not None and isinstance(backend, HasKeys):
+            opened = await stack.enter_async_context(open_cache(cache, environ))
+            workers = CachedBackend(backend, backend.keys(opened.store), opened.store)
         loop = MainLoop(workers, tokens, Machine(tokens.limit, memory_budget))
         async with trio.open_nursery() as nursery:
             await nursery.start(loop.run)

@@ -255,7 +255,8 @@ class MainLoop:
         with events, scope:
             await released()
             await events.send(ItemReturned(command.stage, command.item))
-        self._waits[command.stage].discard(scope)
+        if command.stage in self._waits:
+            self._waits[command.stage].discard(scope)
 
     async def _run(self, works: Sequence[Optimize | CopyArtifacts | Link | Lease]) -> Sequence[WorkResult | Deferred]:
         try:

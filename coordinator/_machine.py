@@ -113,6 +113,11 @@ class _Stage:
     skipped: list[str] = field(factory=list)
     awaited: dict[str, QueuedItem] = field(factory=dict)
 
+    @property
+    def waiting(self) -> int:
+        """Items that have not been done yet, but for those that run."""
+        return len(self.queue) + len(self.awaited)
+
 
 @frozen
 class _Running:
@@ -151,6 +156,7 @@ class Machine:
                 self._batch_ended(batch, failures, deferred, commands)
             case ItemReturned(stage, item):
                 if stage in self._stages and self._stages[stage].awaited.pop(item.name, None) is not None:
+                    self._stages[stage].held_bytes -= item.held_bytes
                     self._push(self._stages[stage], item)
             case TokenGranted(token):
                 self._requested = False
@@ -188,7 +194,7 @@ class Machine:
         if stage.closed:
             raise self._impossible(f"item {item.name!r} for the closed stage {stage.id}")
         self._push(stage, item)
-        if not stage.paused and queue_full_enough(len(stage.queue), stage.held_bytes, self.limit):
+        if not stage.paused and queue_full_enough(stage.waiting, stage.held_bytes, self.limit):
             stage.paused = True
             commands.append(PauseProducer(stage.id))
 
@@ -213,8 +219,11 @@ class Machine:
         if stage.aborted:
             stage.skipped += [item.name for item in deferred]
         else:
-            stage.awaited |= {item.name: item for item in deferred}
-            commands += [AwaitItem(stage.id, item) for item in deferred]
+            for item in deferred:
+                stage.awaited[item.name] = item
+                stage.held_bytes += item.held_bytes  # it waits on
+                stage.service -= item.estimate.seconds  # it was not served
+                commands.append(AwaitItem(stage.id, item))
         self._may_end = stage
 
     def _close(self, stage: _Stage) -> None:
@@ -307,7 +316,7 @@ class Machine:
             stage.service += entry.item.estimate.seconds
             stage.held_bytes -= entry.item.held_bytes
         commands.append(StartBatch(self._batches, stage.id, tuple(entry.item for entry in entries), token))
-        if stage.paused and not queue_full_enough(2 * len(stage.queue), 2 * stage.held_bytes, self.limit):
+        if stage.paused and not queue_full_enough(2 * stage.waiting, 2 * stage.held_bytes, self.limit):
             self._resume(stage, commands)
 
     def _take_batch(self, stage: _Stage, first: _Entry) -> list[_Entry]:

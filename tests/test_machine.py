@@ -9,11 +9,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from coordinator._machine import OVERTAKE_LIMIT, Machine, queue_full_enough
 from coordinator._messages import (
+    AwaitItem,
     BatchEnded,
     CancelBatch,
     Command,
     EndStage,
     ItemQueued,
+    ItemReturned,
     PauseProducer,
     QueuedItem,
     ReleaseToken,
@@ -24,6 +26,7 @@ from coordinator._messages import (
     StageFailed,
     StageOpened,
     StartBatch,
+    StopAwaiting,
     TokenGranted,
     WithdrawRequest,
 )
@@ -242,6 +245,141 @@ def test_the_producer_is_paused_and_resumed() -> None:
     assert ResumeProducer(0) in m.handle(BatchEnded(3))
 
 
+def deferred(m: Machine, *items: QueuedItem) -> list[Command]:
+    """What comes of starting all items in a batch, and finding that somebody else is making them."""
+    for one in items:
+        m.handle(ItemQueued(0, one))
+    return m.handle(BatchEnded(1, deferred=items))
+
+
+def test_what_somebody_else_is_making_is_awaited_without_a_token_and_then_tried_again() -> None:
+    m = machine(limit=1)
+    a, b = item("a", 2), item("b", 1)
+    m.handle(ItemQueued(0, a))
+    m.handle(ItemQueued(0, b))
+    assert m.handle(BatchEnded(1, deferred=(a,))) == [AwaitItem(0, a), StartBatch(2, 0, (b,), IMPLICIT)]
+    assert m.handle(StageClosed(0)) == []
+    assert m.handle(BatchEnded(2)) == []  # a is still to come
+    assert m.handle(ItemReturned(0, a)) == [StartBatch(3, 0, (a,), IMPLICIT)]
+    assert m.handle(BatchEnded(3)) == [EndStage(0, ())]
+
+
+def test_an_explicit_token_goes_back_when_all_that_is_left_is_awaited() -> None:
+    m = machine(limit=2)
+    token = Token()
+    a, b = item("a"), item("b")
+    m.handle(ItemQueued(0, a))
+    m.handle(ItemQueued(0, b))
+    m.handle(TokenGranted(token))
+    assert m.handle(BatchEnded(2, deferred=(b,))) == [AwaitItem(0, b), ReleaseToken(token)]
+    assert m.handle(BatchEnded(1, deferred=(a,))) == [AwaitItem(0, a)]
+    assert names(m.handle(ItemReturned(0, b))) == [["b"]]
+    assert m.handle(ItemReturned(0, a)) == [RequestToken()]
+
+
+def test_an_item_may_be_deferred_again_and_again() -> None:
+    m = machine()
+    a = item("a")
+    m.handle(ItemQueued(0, a))
+    m.handle(StageClosed(0))
+    for batch in range(1, 5):
+        assert m.handle(BatchEnded(batch, deferred=(a,))) == [AwaitItem(0, a)]
+        assert m.handle(ItemReturned(0, a)) == [StartBatch(batch + 1, 0, (a,), IMPLICIT)]
+    assert m.handle(BatchEnded(5)) == [EndStage(0, ())]
+
+
+def test_only_the_deferred_ones_of_a_batch_are_tried_again() -> None:
+    m = machine()
+    m.handle(ItemQueued(0, item("first", 9)))
+    a, b, c = (item(name, 0.01, batch="k") for name in "abc")
+    for one in (a, b, c):
+        m.handle(ItemQueued(0, one))
+    assert names(m.handle(BatchEnded(1))) == [["a", "b", "c"]]
+    assert m.handle(BatchEnded(2, deferred=(a, c))) == [AwaitItem(0, a), AwaitItem(0, c)]
+    assert names(m.handle(ItemReturned(0, c))) == [["c"]]
+    assert names(m.handle(ItemReturned(0, a))) == []
+    assert names(m.handle(BatchEnded(3))) == [["a"]]
+
+
+@pytest.mark.parametrize("event", [StageFailed(0), StageCancelled(0)])
+def test_what_is_awaited_is_given_up_and_may_still_come_back(event: StageFailed | StageCancelled) -> None:
+    m = machine(stages=2)
+    a = item("a")
+    deferred(m, a)
+    assert StopAwaiting(0) in m.handle(event)
+    assert m.handle(ItemReturned(0, a)) == []
+    if isinstance(event, StageFailed):
+        assert m.handle(StageClosed(0)) == [EndStage(0, ("a",))]
+    assert m.handle(ItemReturned(0, a)) == []  # the stage is gone
+    assert names(m.handle(ItemQueued(1, item("other")))) == [["other"]]
+
+
+def test_cancelling_ends_a_build_that_only_waits_for_others() -> None:
+    m = machine()
+    deferred(m, item("a"))
+    assert m.handle(StageCancelled(0)) == [StopAwaiting(0), EndStage(0, ("a",))]
+
+
+def test_what_a_failed_batch_deferred_is_not_awaited() -> None:
+    m = machine()
+    a = item("a")
+    m.handle(ItemQueued(0, a))
+    m.handle(StageClosed(0))
+    assert m.handle(BatchEnded(1, failures=1, deferred=(a,))) == [EndStage(0, ("a",))]
+
+
+def test_a_failure_gives_up_what_other_batches_deferred() -> None:
+    m = machine(limit=2)
+    a, b = item("a", 2), item("b", 1)
+    m.handle(ItemQueued(0, a))
+    m.handle(ItemQueued(0, b))
+    m.handle(TokenGranted(Token()))
+    m.handle(StageClosed(0))
+    m.handle(BatchEnded(1, deferred=(a,)))
+    commands = m.handle(BatchEnded(2, failures=1))
+    assert StopAwaiting(0) in commands
+    assert commands[-1] == EndStage(0, ("a",))
+
+
+def test_keep_going_keeps_waiting() -> None:
+    m = machine(limit=2, keep_going=True)
+    a, b = item("a", 2), item("b", 1)
+    m.handle(ItemQueued(0, a))
+    m.handle(ItemQueued(0, b))
+    m.handle(TokenGranted(Token()))
+    m.handle(StageClosed(0))
+    m.handle(BatchEnded(1, deferred=(a,)))
+    assert not any(isinstance(command, StopAwaiting | EndStage) for command in m.handle(BatchEnded(2, failures=1)))
+    assert names(m.handle(ItemReturned(0, a))) == [["a"]]
+    assert m.handle(BatchEnded(3)) == [EndStage(0, ())]
+
+
+def test_what_waits_for_others_holds_its_memory_still() -> None:
+    m = machine()
+    waiting = tuple(item(str(n), 1, held=100 * 2**20) for n in range(2))
+    m.handle(ItemQueued(0, waiting[0]))
+    m.handle(BatchEnded(1, deferred=waiting[:1]))
+    m.handle(ItemQueued(0, waiting[1]))
+    m.handle(BatchEnded(2, deferred=waiting[1:]))
+    m.handle(ItemQueued(0, item("runs", 9)))
+    assert m.handle(ItemQueued(0, item("x", held=100 * 2**20))) == [PauseProducer(0)]
+    for one in waiting:
+        assert m.handle(ItemReturned(0, one)) == []
+    resumed = [batch for batch in (3, 4, 5, 6) if ResumeProducer(0) in m.handle(BatchEnded(batch))]
+    assert resumed == [4]
+    assert m._stages[0].held_bytes == 0
+
+
+def test_a_build_is_not_taken_for_served_where_it_only_had_to_wait() -> None:
+    m = machine(stages=2)
+    a = item("a", 100)
+    deferred(m, a)
+    m.handle(ItemQueued(1, item("running", 1)))
+    m.handle(ItemQueued(1, item("other", 1)))
+    m.handle(ItemReturned(0, a))
+    assert names(m.handle(BatchEnded(2))) == [["a"]]
+
+
 @pytest.mark.parametrize(
     ("items", "held", "limit", "full"),
     [(0, 0, 1, False), (511, 0, 1, False), (512, 0, 1, True), (1, 2**40, 1, False), (4, 2**28, 2, True)],
@@ -285,6 +423,7 @@ class RandomHistories(RuleBasedStateMachine):
         self.machine = Machine(limit, BUDGET)
         self.open: set[int] = set()
         self.keep_going: dict[int, bool] = {}
+        self.aborted: set[int] = set()
         self.queued: dict[int, list[str]] = {}
         self.started: dict[int, list[str]] = {}
         self.running: dict[int, StartBatch] = {}
@@ -293,6 +432,8 @@ class RandomHistories(RuleBasedStateMachine):
         self.ended: dict[int, tuple[str, ...]] = {}
         self.number = 0
         self.paused: set[int] = set()
+        self.awaited: dict[int, dict[str, QueuedItem]] = {}
+        self.crossing: list[tuple[int, QueuedItem]] = []
 
     def handle(self, event: object) -> None:
         for command in self.machine.handle(event):  # type: ignore[arg-type]
@@ -300,6 +441,7 @@ class RandomHistories(RuleBasedStateMachine):
                 case StartBatch(batch, stage, items, token):
                     assert token is IMPLICIT or token in self.tokens
                     assert all(token is not other.token for other in self.running.values())
+                    assert stage not in self.aborted
                     self.running[batch] = command
                     self.started[stage] += [i.name for i in items]
                 case RequestToken():
@@ -312,7 +454,18 @@ class RandomHistories(RuleBasedStateMachine):
                     self.tokens.remove(token)
                 case EndStage(stage, skipped):
                     assert stage not in self.ended
+                    assert stage not in self.open
+                    assert not self.awaited[stage]
                     self.ended[stage] = skipped
+                case AwaitItem(stage, awaited):
+                    assert stage not in self.aborted
+                    assert awaited.name not in self.awaited[stage]
+                    self.awaited[stage][awaited.name] = awaited
+                case StopAwaiting(stage):
+                    assert self.awaited[stage]
+                    # The answer of each may be on its way already.
+                    self.crossing += [(stage, one) for one in self.awaited[stage].values()]
+                    self.awaited[stage].clear()
                 case PauseProducer(stage):
                     self.paused.add(stage)
                 case ResumeProducer(stage):
@@ -323,7 +476,8 @@ class RandomHistories(RuleBasedStateMachine):
     @rule(keep_going=st.booleans())
     def open_stage(self, keep_going: bool) -> None:
         stage = len(self.queued)
-        self.queued[stage], self.started[stage] = [], []
+        self.queued[stage], self.started[stage], self.awaited[stage] = [], [], {}
+        self.keep_going[stage] = keep_going
         self.open.add(stage)
         self.handle(StageOpened(stage, keep_going))
 
@@ -337,11 +491,29 @@ class RandomHistories(RuleBasedStateMachine):
             self.handle(ItemQueued(stage, QueuedItem(str(self.number), None, estimate)))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), failures=st.sampled_from([0, 0, 0, 1]))
-    def end_batch(self, data: st.DataObject, failures: int) -> None:
+    @rule(data=st.data(), failures=st.sampled_from([0, 0, 0, 1]), defers=st.booleans())
+    def end_batch(self, data: st.DataObject, failures: int, defers: bool) -> None:
         batch = data.draw(st.sampled_from(sorted(self.running)))
-        del self.running[batch]
-        self.handle(BatchEnded(batch, failures))
+        ended = self.running.pop(batch)
+        deferred = tuple(one for one in ended.items if data.draw(st.booleans())) if defers else ()
+        for one in deferred:
+            self.started[ended.stage].remove(one.name)
+        if failures and not self.keep_going[ended.stage]:
+            self.aborted.add(ended.stage)
+        self.handle(BatchEnded(batch, failures, deferred))
+
+    @precondition(lambda self: any(self.awaited.values()))
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        waiting = [(stage, name) for stage, items in sorted(self.awaited.items()) for name in sorted(items)]
+        stage, name = data.draw(st.sampled_from(waiting))
+        self.handle(ItemReturned(stage, self.awaited[stage].pop(name)))
+
+    @precondition(lambda self: self.crossing)
+    @rule(data=st.data())
+    def give_back_what_nobody_waits_for(self, data: st.DataObject) -> None:
+        stage, one = self.crossing.pop(data.draw(st.integers(0, len(self.crossing) - 1)))
+        self.handle(ItemReturned(stage, one))
 
     @precondition(lambda self: self.requested)
     @rule()
@@ -356,12 +528,17 @@ class RandomHistories(RuleBasedStateMachine):
     def close(self, data: st.DataObject, how: type[StageClosed] | type[StageCancelled]) -> None:
         stage = data.draw(st.sampled_from(sorted(self.open)))
         self.open.remove(stage)
+        if how is StageCancelled:
+            self.aborted.add(stage)
         self.handle(how(stage))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        self.handle(StageFailed(data.draw(st.sampled_from(sorted(self.open)))))
+        stage = data.draw(st.sampled_from(sorted(self.open)))
+        if not self.keep_going[stage]:
+            self.aborted.add(stage)
+        self.handle(StageFailed(stage))
 
     @invariant()
     def consistent(self) -> None:
@@ -370,6 +547,9 @@ class RandomHistories(RuleBasedStateMachine):
             assert len(self.running) <= self.limit
             for stage, skipped in self.ended.items():
                 assert sorted(self.queued[stage]) == sorted([*self.started[stage], *skipped])
+                assert not skipped or stage in self.aborted
+            # A token is never held for what is awaited.
+            assert len(self.tokens) + 1 >= len(self.running) >= len(self.tokens)
 
     def teardown(self) -> None:
         """From anywhere, every build comes to its end and every token goes back."""
@@ -378,10 +558,13 @@ class RandomHistories(RuleBasedStateMachine):
         for stage in sorted(self.open):
             self.handle(StageClosed(stage))
         self.open.clear()
-        while self.running:
-            batch = next(iter(self.running))
-            del self.running[batch]
-            self.handle(BatchEnded(batch))
+        while self.running or any(self.awaited.values()):
+            for batch in tuple(self.running):
+                del self.running[batch]
+                self.handle(BatchEnded(batch))
+            for stage, items in self.awaited.items():
+                while items:
+                    self.handle(ItemReturned(stage, items.popitem()[1]))
         self.consistent()
         assert set(self.ended) == set(self.queued)
         assert self.tokens == set()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from workers.fat import FatLink, FatPartition
 from workers.ingredients import Key, NoKey
+from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
 from workers.work import Optimize
 
-__all__ = ["Keys"]
+__all__ = ["HasKeys", "Keys"]
 
 
 class Keys(Protocol):
@@ -48,4 +49,13 @@ class Keys(Protocol):
 
     def unchanged(self, key: Key) -> bool:
         """Whether the files that a key was made of are as they were then: else it must not name what was made."""
+        ...
+
+
+@runtime_checkable
+class HasKeys(Protocol):
+    """A backend that can tell its items' keys."""
+
+    def keys(self, store: Store) -> Keys:
+        """The keys; what takes long to find out may be kept in `store`, too."""
         ...

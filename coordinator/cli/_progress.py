@@ -10,7 +10,7 @@ import trio
 
 from coordinator._events import BuildEvent, DiagnosticReported, ModuleFinished, ModuleQueued, ModuleStarted
 from coordinator.cli._terminal import is_fancy, printable, say
-from workers.work import Diagnostic, Failed, Severity, Step
+from workers.work import CacheOutcome, Diagnostic, Failed, Severity, Step
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -77,9 +77,13 @@ class _Plain(_Quiet):
                 say(f"started {module}" if step is Step.CODEGEN else f"started {module}  {step.value}")
             case ModuleFinished(module, result):
                 self._done[result.step] += 1
-                outcome = "failed" if isinstance(result, Failed) else f"{result.seconds:.2f} s  {result.engine.value}"
-                if result.step is not Step.PRE_LINK or result.seconds or isinstance(result, Failed):
-                    say(f"[{self._where(result.step)}] {module}  {outcome}")
+                where = f"[{self._where(result.step)}] {module}"
+                if isinstance(result, Failed):
+                    say(f"{where}  failed")
+                elif result.cache.outcome in (CacheOutcome.HIT, CacheOutcome.SHARED):
+                    say(f"{where}  from the cache")
+                elif result.step is not Step.PRE_LINK or result.seconds:
+                    say(f"{where}  {result.seconds:.2f} s  {result.engine.value}")
             case _:
                 super().event(event)
 

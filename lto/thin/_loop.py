@@ -86,6 +86,8 @@ class _Loop:
     released: dict[str, Callable[[], Awaitable[None]]] = field(factory=dict)
     """How to wait for the deferred items of the batch that ended last."""
     waits: set[trio.CancelScope] = field(factory=set)
+    told: set[str] = field(factory=set)
+    """Compiles that are known to the build."""
 
     async def run(self) -> tuple[str, ...]:
         send, receive = trio.open_memory_channel[_Message](0)
@@ -143,7 +145,9 @@ class _Loop:
                 self.batches[batch] = command
                 self.scopes[batch] = trio.CancelScope()
                 for item in items:
-                    await self.reports.send(ThinQueued(item.name))
+                    if item.name not in self.told:
+                        self.told.add(item.name)
+                        await self.reports.send(ThinQueued(item.name))
                 nursery.start_soon(self._compile, command, self.scopes[batch], send.clone())
             case WithdrawBatch(batch):
                 self.scopes[batch].cancel()

@@ -10,7 +10,6 @@ so a machine that changes its speed changes it for all. Prints medians, and the 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -24,11 +23,10 @@ from pathlib import Path
 import trio
 
 from coordinator import BuildConfig, Coordinator, Module, open_coordinator
+from tests.bench.contestants import JOBS, ltod_environ
 from tests.projects import Form, cache_dir, compile_project, fetch
 from tests.recipes import PROJECTS
 from tests.samples import TRIPLE, compile_c, small_c, zig
-
-_JOBS = 2
 
 
 def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], float | None]]:
@@ -41,20 +39,18 @@ def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], float 
     def xargs(compiler: list[str]) -> None:
         line = " ".join([*compiler, "-O2", "-Wno-override-module", "-c", "-x", "ir", '"$1"', "-o", f'"{out}/$2.o"'])
         names = "".join(f"{path}\n{path.stem}\n" for path in inputs)
-        command = ["xargs", f"-P{_JOBS}", "-n2", "sh", "-c", f"exec {line}", "sh"]
+        command = ["xargs", f"-P{JOBS}", "-n2", "sh", "-c", f"exec {line}", "sh"]
         subprocess.run(command, input=names, text=True, check=True)
 
     def make(compiler: list[str]) -> None:
         line = " ".join([*compiler, "-O2", "-Wno-override-module", "-c", "-x", "ir"])
         rules = "".join(f"{out}/{path.stem}.o: {path}\n\t@{line} $< -o $@\n" for path in inputs)
         makefile = f"all: {' '.join(f'{out}/{path.stem}.o' for path in inputs)}\n" + rules
-        subprocess.run(["make", f"-j{_JOBS}", "-s", "-f", "-"], input=makefile, text=True, check=True)
+        subprocess.run(["make", f"-j{JOBS}", "-s", "-f", "-"], input=makefile, text=True, check=True)
 
     def ltod() -> None:
-        command = [sys.executable, "-m", "coordinator", "build", "-q", "-O2", f"-j{_JOBS}", "--out-dir", str(out)]
-        environ = os.environ | {"PYTHONPATH": str(Path.cwd())}
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed ltod has its bytecode
-        subprocess.run([*command, *map(str, inputs)], check=True, env=environ)
+        command = [sys.executable, "-m", "coordinator", "build", "-q", "--no-cache", "-O2", f"-j{JOBS}"]
+        subprocess.run([*command, "--out-dir", out, *inputs], check=True, env=ltod_environ())
 
     def embedded() -> float:
         return trio.run(_embedded, inputs, out)
@@ -69,7 +65,7 @@ def _contestants(inputs: list[Path], out: Path) -> dict[str, Callable[[], float 
 
 async def _embedded(inputs: list[Path], out: Path) -> float:
     """Seconds of a build in a coordinator that is open already, as in a daemon."""
-    async with open_coordinator(jobs=_JOBS, environ={}) as coordinator:
+    async with open_coordinator(jobs=JOBS, cache=None, environ={}) as coordinator:
         with tempfile.TemporaryDirectory() as elsewhere:
             await _build(coordinator, inputs[:1], Path(elsewhere))
         started = time.perf_counter()

@@ -92,10 +92,11 @@ class Codegen:
 
     async def _without_compiling(self, item: Optimize, kept: Kept | None, claims: ExitStack) -> _Done | Deferred | None:
         """The result of an item that needs no compiler. `None`: it does, and if it has a key, it is claimed."""
-        try:
-            check_destinations(item)
-        except ModuleError as error:
-            return _failed(item, error.message)
+        if item.pre_link is None:  # else nothing of it goes into the output directory here
+            try:
+                check_destinations(item)
+            except ModuleError as error:
+                return _failed(item, error.message)
         if not isinstance(item.key, Key):
             return None
         if kept is not None:
@@ -166,7 +167,7 @@ class Codegen:
                 artifacts = tuple(_moved(item, artifact) for artifact in result.artifacts)
             except OSError as error:
                 problem = f"cannot write {error.filename or item.out_dir}: {error.strerror or error}"
-                return _failed(item, problem, result)
+                return evolve(_failed(item, problem, result), cache=use)
             result = evolve(result, artifacts=artifacts)
         return evolve(result, cache=use)
 

@@ -96,6 +96,8 @@ class Fat:
         if linked.reads is not None and self.keys.unchanged(key):
             program.full = await self.keys.with_reads(key, linked.reads)
             await self.shelf.store.remember(key.digest, linked.reads)
+        if program.full is None:
+            program.claim.close()  # there will be nothing for others to wait for
         program.note = note_of(Engine.TOOLCHAIN, linked.diagnostics, unneeded=linked.unneeded, needs={**linked.needs})
         program.partitions = linked.partitions
         named = program.full or key
@@ -107,7 +109,7 @@ class Fat:
         part: _Part = partition.link
         try:
             if part.done is not None:
-                return _placed(part.item, part.done)
+                return _landed(part.item, part.done)
             inner = evolve(partition, link=part.inner)
             key = await self.keys.of_partition(inner)
             with ExitStack() as claims:
@@ -118,16 +120,15 @@ class Fat:
                         return result
                     if result is not None:
                         await self._ended(part, result, key)
-                        return _placed(part.item, result)
+                        return _landed(part.item, result)
                 made = await self.inner.fat_codegen(inner)
                 if isinstance(made, Deferred):
                     return made
                 made = evolve(made, cache=await self._keep(key, made))
                 await self._ended(part, made, key)
-                return _placed(part.item, made) if isinstance(made, Finished) else made
+                return _landed(part.item, made) if isinstance(made, Finished) else made
         except OSError as error:
-            why = f"cannot write {error.filename or part.item.out_dir}: {error.strerror or error}"
-            return _failed(partition.name, why)
+            return _failed(partition.name, error, part.item)
 
     async def _found(self, item: FatLink, key: Key, ready: Callable[[FatPartition], None]) -> FatLinked | None:
         """An earlier link of the same, with all of its parts."""
@@ -178,7 +179,7 @@ class Fat:
     async def _keep(self, key: Key | NoKey, made: Finished | Failed) -> CacheUse:
         if isinstance(key, NoKey):
             return off(key)
-        if isinstance(made, Failed):
+        if isinstance(made, Failed) or not self.keys.unchanged(key):
             return self.shelf.made(made.module, key, ())
         outputs = {artifact.kind.value: artifact.path for artifact in made.artifacts}
         note = note_of(made.engine, made.diagnostics)
@@ -208,16 +209,20 @@ def _made(item: FatLink) -> Path:
     return item.directory / "made"
 
 
-def _placed(item: FatLink, done: Finished) -> Finished:
-    """With its artifacts where the link wants them. Raises `OSError`."""
+def _landed(item: FatLink, done: Finished) -> Finished | Failed:
+    """With its artifacts where the link wants them."""
     artifacts = []
-    for artifact in done.artifacts:
-        destination = artifact_path(item.out_dir, done.module, artifact.kind)
-        place(artifact.path, destination)
-        artifacts.append(evolve(artifact, path=destination))
+    try:
+        for artifact in done.artifacts:
+            destination = artifact_path(item.out_dir, done.module, artifact.kind)
+            place(artifact.path, destination)
+            artifacts.append(evolve(artifact, path=destination))
+    except OSError as error:
+        return evolve(_failed(done.module, error, item), cache=done.cache)
     return evolve(done, artifacts=tuple(artifacts))
 
 
-def _failed(name: str, message: str) -> Failed:
-    problem = Diagnostic(Severity.ERROR, name, message)
+def _failed(name: str, error: OSError, item: FatLink) -> Failed:
+    why = f"cannot write {error.filename or item.out_dir}: {error.strerror or error}"
+    problem = Diagnostic(Severity.ERROR, name, why)
     return Failed(name, Engine.TOOLCHAIN, 0.0, 0, (problem,), Step.FAT_CODEGEN)

@@ -93,14 +93,17 @@ class Shelf:
         """
         claim = self.store.claim(key.digest)
         if claim is None:
-            self._awaited.add((key.digest, name))
-            return Deferred(name, partial(self.store.wait, key.digest))
+            return Deferred(name, partial(self._wait, name, key))
         with ExitStack() as ours:
             ours.callback(claim.close)
             done = await again()
             if done is None:
                 claims.push(ours.pop_all())
             return done
+
+    async def _wait(self, name: str, key: Key) -> None:
+        await self.store.wait(key.digest)
+        self._awaited.add((key.digest, name))
 
     def use(self, name: str, kept: Kept, claimed: Key | None = None) -> CacheUse:
         """What is to be told of an item that was there; `claimed` is what was waited for, if not the result's key."""

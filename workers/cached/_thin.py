@@ -228,7 +228,7 @@ class Thin:
             try:
                 result = _placed(item, result)
             except OSError as error:
-                return _failed(one.name, _why(error, item), Step.THIN_BACKEND)
+                result = _failed(one.name, _why(error, item), Step.THIN_BACKEND)
         return evolve(result, cache=use)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from workers.llvm.content import Stamp, stamp_of
 from workers.store import Store
 
 __all__ = ["Digests", "Witness"]
@@ -28,66 +27,82 @@ _SETTLED_SECONDS = 0.1
 """A file that was changed later than this before it was read may be changed again with the same time of change."""
 
 
+_State = tuple[int, int, int, int, int]
+
+
 @frozen
 class Witness:
-    """What a file was when it was read: with a `stamp` of a file that was `settled`, nothing else needs to be seen."""
+    """What a file was when it was read. If it was `settled` then, it is the same as long as its `state` is."""
 
     path: str
     digest: str
-    stamp: Stamp
+    state: _State
     settled: bool
 
     def holds(self) -> bool:
         """Whether the file still is what it was."""
         try:
-            if stamp_of(self.path) != self.stamp:
-                return False
-            return self.settled or _read(self.path) == self.digest
+            state = _state_of(self.path)
+            if state == self.state and self.settled:
+                return True
+            # Another link to it changes its status, but not what is in it.
+            return state[:-1] == self.state[:-1] and _read(self.path) == self.digest
         except OSError:
             return False
 
 
 class Digests:
-    """SHA-256 of files, in hexadecimal. Belongs to one trio run. Those of large files are kept in `store`."""
+    """SHA-256 of files, in hexadecimal. Belongs to one trio run. Those of large files are kept in `store`.
 
-    def __init__(self, store: Store) -> None:
+    Files below `own` are changed by nobody.
+    """
+
+    def __init__(self, store: Store, own: Path) -> None:
         self._store = store
+        self._own = f"{own}/"
         self._known: OrderedDict[str, Witness] = OrderedDict()
 
     async def of(self, path: str | Path) -> Witness:
         """What a file is. Raises `OSError`."""
         name = str(path)
-        stamp = stamp_of(name)
+        state = _state_of(name)
         known = self._known.get(name)
-        if known is not None and known.stamp == stamp:
+        if known is not None and known.state == state:
             self._known.move_to_end(name)
             return known
-        if stamp[0] <= _INLINE_BYTES:
+        size = state[0]
+        if size <= _INLINE_BYTES:
             digest = _read(name)
         else:
-            digest = await self._of_large(name) if stamp[0] > _LARGE_BYTES else await _read_in_thread(name)
-        if stamp_of(name) != stamp:
+            digest = await self._of_large(name, state) if size > _LARGE_BYTES else await _read_in_thread(name)
+        if _state_of(name) != state:
             raise OSError(0, "it changes while it is read", name)
-        settled = time.time_ns() - stamp[1] > _SETTLED_SECONDS * 1e9
-        witness = Witness(name, digest, stamp, settled)
-        if settled:
+        witness = Witness(name, digest, state, name.startswith(self._own) or _is_settled(state))
+        if witness.settled:
             self._known[name] = witness
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return witness
 
-    async def _of_large(self, path: str) -> str:
-        found = os.stat(path)  # noqa: PTH116
-        # The time at which its status changed is the one that nobody can set.
-        about = f"{path}\0{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-        key = hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()
+    async def _of_large(self, path: str, state: _State) -> str:
+        key = hashlib.sha256(f"{path}\0{state}".encode(errors="surrogateescape")).hexdigest()
         known = await self._store.recall(key)
         if known is not None:
             return known.decode("ascii")
         digest = await _read_in_thread(path)
-        if time.time_ns() - found.st_ctime_ns > _SETTLED_SECONDS * 1e9:
+        if _is_settled(state):
             await self._store.remember(key, digest.encode("ascii"))
         return digest
+
+
+def _state_of(path: str) -> _State:
+    """What changes with a file: size, times, and which file it is. The last time is one that nobody can set."""
+    found = os.stat(path)  # noqa: PTH116 (a `Path` for each of thousands takes longer than asking)
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev, found.st_ctime_ns
+
+
+def _is_settled(state: _State) -> bool:
+    return time.time_ns() - max(state[1], state[-1]) > _SETTLED_SECONDS * 1e9
 
 
 async def _read_in_thread(path: str) -> str:

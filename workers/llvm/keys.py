@@ -114,7 +114,7 @@ class LlvmKeys:
         self._lines = lines
         self._scratch = scratch
         self._llvmlite_bytes = llvmlite_bytes
-        self._digests = Digests(store)
+        self._digests = Digests(store, scratch)
         self._thin_parts: WeakKeyDictionary[ThinPlan, _ThinParts] = WeakKeyDictionary()
 
     async def of_module(self, item: Optimize) -> Key | NoKey:
