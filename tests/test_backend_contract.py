@@ -12,11 +12,13 @@ import pytest
 import trio
 from attrs import evolve, frozen
 
+from tests.cached_samples import Persistent, opened
 from tests.leftovers import descendants, descriptors
 from tests.samples import ABORTING_IR, GOOD_IR, UNPARSABLE_IR
 from workers.backend import CodegenBackend
 from workers.errors import ModuleError, RequestError
 from workers.fake import FakeBackend
+from workers.fake_keys import FakeKeys
 from workers.llvm.codegen import open_llvm_backend
 from workers.work import (
     CodegenOptions,
@@ -43,6 +45,10 @@ class Subject:
     engine: Engine
     modules: dict[Kind, bytes]
 
+    @property
+    def is_fake(self) -> bool:
+        return self.modules is _FAKE
+
     def options(self, **changes: Any) -> CodegenOptions:
         return evolve(CodegenOptions(engine=self.engine), **changes)
 
@@ -58,7 +64,7 @@ class Subject:
 
 def _number(subject: Subject, number: int) -> bytes:
     """Something that makes modules different from each other."""
-    if subject.name == "fake":
+    if subject.is_fake:
         return f" number={number}".encode()
     return f"define i32 @number{number}(i32 %x) {{\n  %y = add i32 %x, {number}\n  ret i32 %y\n}}\n".encode()
 
@@ -97,20 +103,28 @@ _ENGINES = {"llvm-auto": Engine.AUTO, "llvm-toolchain": Engine.TOOLCHAIN, "llvm-
 
 
 @asynccontextmanager
-async def _open(name: str, scratch: Path) -> AsyncIterator[Subject]:
+async def _open(name: str, scratch: Path, cache: Path) -> AsyncIterator[Subject]:
+    fake = FakeBackend()
     if name == "fake":
-        yield Subject(name, FakeBackend(), Engine.AUTO, _FAKE)
+        yield Subject(name, fake, Engine.AUTO, _FAKE)
+    elif name == "fake-cached":
+        with opened(cache) as store:
+            yield Subject(name, Persistent(fake, FakeKeys(fake), store), Engine.AUTO, _FAKE)
+    elif name == "llvm-cached":
+        with opened(cache) as store:
+            async with open_llvm_backend(scratch_dir=scratch, environ={}, limit=2) as backend:
+                yield Subject(name, Persistent(backend, backend.keys(store), store), Engine.AUTO, _LLVM)
     else:
         async with open_llvm_backend(scratch_dir=scratch, environ={}, limit=2) as backend:
             yield Subject(name, backend, _ENGINES[name], _LLVM)
 
 
-@pytest.fixture(params=["fake", *_ENGINES])
+@pytest.fixture(params=["fake", "fake-cached", *_ENGINES, "llvm-cached"])
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     before = descriptors(), descendants()
-    async with _open(request.param, scratch) as opened:
+    async with _open(request.param, scratch, tmp_path / "cache") as opened:
         yield opened
     assert (descriptors(), descendants()) == before
     assert list(scratch.iterdir()) == []
@@ -285,7 +299,7 @@ async def test_an_input_is_never_overwritten(subject: Subject, tmp_path: Path) -
 
 async def test_checked_options_are_refused_before_anything_starts(subject: Subject) -> None:
     subject.backend.check(subject.options())
-    wrong = subject.options(target_cpu="nonesuch" if subject.name == "fake" else "not a name")
+    wrong = subject.options(target_cpu="nonesuch" if subject.is_fake else "not a name")
     with pytest.raises(RequestError, match="CPU"):
         subject.backend.check(wrong)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.store_samples import ROOMY
-from workers.llvm.digests import Digests
+from workers.digests import Digests
 from workers.store import NoStore, open_store
 
 pytestmark = pytest.mark.process
@@ -78,7 +78,7 @@ async def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     settle(path)
     with open_store(tmp_path / "cache", limit_bytes=ROOMY) as store:
         first = await Digests(store, tmp_path / "own").of(path)
-    monkeypatch.setattr("workers.llvm.digests._read", lambda path: pytest.fail("it is read again"))
+    monkeypatch.setattr("workers.digests.digest_of", lambda path: pytest.fail("it is read again"))
     with open_store(tmp_path / "cache", limit_bytes=ROOMY) as store:
         assert await Digests(store, tmp_path / "own").of(path) == first
 

@@ -1,4 +1,4 @@
-"""Layer: process. Keys of the parts of a program: equal ones mean equal objects, and an edit leaves most as they were."""
+"""Layer: process. Keys of parts of programs: equal ones mean equal objects, and an edit leaves most as they were."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 
 from tests.edited_program import Program
 from tests.fat_bench import Bench, compiled, sources
+from tests.thin_site import DEBUG
 from workers.fat import FatLinked, FatPartition
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.llvm.fat_key import partition_key, reduce_partition
@@ -57,18 +58,16 @@ class Builder:
         return found
 
     async def partitions(
-        self, texts: Mapping[str, str], count: int, *, link: LinkOptions | None = None, exports: tuple[str, ...] = ()
+        self, texts: Mapping[str, str], count: int, link: LinkOptions | None = None
     ) -> list[FatPartition]:
         self._round += 1
         files = await self.files(texts)
-        item = self.bench.link(
-            files, link=link, exports=exports, partitions=count, options=self.options, out=f"out{self._round}"
-        )
+        item = self.bench.link(files, link=link, partitions=count, options=self.options, out=f"out{self._round}")
         merged, parts = await self.bench.merge(item)
         assert isinstance(merged, FatLinked), merged
         return parts
 
-    async def object(self, partition: FatPartition) -> bytes:
+    async def compiled(self, partition: FatPartition) -> bytes:
         with trio.fail_after(120):
             made = await self.bench.backend.fat_codegen(partition)
         assert isinstance(made, Finished), made
@@ -88,20 +87,22 @@ class Builder:
         digest = await self.reduced(partition)
         key = partition_key(partition, digest, LLD)
         assert isinstance(key, Key)
-        return Part(digest, key.digest, await self.object(partition))
+        return Part(digest, key.digest, await self.compiled(partition))
 
-    async def build(self, texts: Mapping[str, str], count: int, **how: object) -> list[Part]:
-        return [await self.part(one) for one in await self.partitions(texts, count, **how)]  # type: ignore[arg-type]
+    async def build(self, texts: Mapping[str, str], count: int, link: LinkOptions | None = None) -> list[Part]:
+        return [await self.part(one) for one in await self.partitions(texts, count, link)]
 
 
-@pytest.mark.parametrize("seed", [7, 8])
-async def test_equal_keys_mean_equal_objects_in_rounds_of_edits(bench: Bench, seed: int) -> None:
-    program, builder = Program(random.Random(seed), 8), Builder(bench)
+@pytest.mark.parametrize(("seed", "flags"), [(7, ()), (8, DEBUG)])
+async def test_equal_keys_mean_equal_objects_in_rounds_of_edits(
+    bench: Bench, seed: int, flags: tuple[str, ...]
+) -> None:
+    program, builder = Program(random.Random(seed), 8), Builder(bench, None, *flags)
     objects: dict[str, bytes] = {}
     for _ in range(12):
         edit = program.edit()
         for partition in await builder.partitions(program.sources(), 5, link=bench.program()):
-            unreduced = await builder.object(partition)
+            unreduced = await builder.compiled(partition)
             part = await builder.part(partition)
             assert part.object == unreduced, edit
             assert objects.setdefault(part.key, part.object) == part.object, edit

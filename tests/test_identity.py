@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.samples import zig
-from workers.llvm.digests import Digests
+from workers.digests import Digests
 from workers.llvm.identity import (
     Identity,
     IdentityError,

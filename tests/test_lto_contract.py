@@ -9,11 +9,13 @@ import pytest
 import trio
 from attrs import evolve, frozen
 
+from tests.cached_samples import Persistent, opened
 from tests.leftovers import descendants, descriptors
 from tests.samples import ABORTING_IR, LAYOUT, TRIPLE
 from workers.backend import Backend
 from workers.errors import RequestError
 from workers.fake import FakeBackend
+from workers.fake_keys import FakeKeys
 from workers.fat import FatLink, FatLinked, FatPartition
 from workers.llvm.codegen import open_llvm_backend
 from workers.thin import ThinCompile, ThinLink, ThinLinked
@@ -63,16 +65,22 @@ _FAKE = {name: f"target=fake-unknown-none name={name}".encode() for name in ("a"
 _REAL = {"a": _ir("a", "b"), "b": _ir("b", "c"), "c": _ir("c", None)}
 
 
-@pytest.fixture(params=["fake", "llvm"])
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    if request.param == "fake":
-        clash = {"a": b"target=fake-unknown-none", "b": b"link-fail target=fake-unknown-none"}
-        broken = b"lto-fail target=fake-unknown-none"
-        yield Subject("fake", FakeBackend(), _FAKE, broken, clash, "ltoless-unknown-none")
-        return
-    clash = {"a": _ir("same", None), "b": _ir("same", None)}
-    async with open_llvm_backend(limit=2) as backend:
-        yield Subject("llvm", backend, _REAL, ABORTING_IR.encode(), clash, "wasm32-unknown-unknown")
+@pytest.fixture(params=["fake", "fake-cached", "llvm", "llvm-cached"])
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    name: str = request.param
+    with opened(tmp_path / "cache") as store:
+        backend: Backend
+        if name.startswith("fake"):
+            fake = FakeBackend()
+            backend = fake if name == "fake" else Persistent(fake, FakeKeys(fake), store)
+            clash = {"a": b"target=fake-unknown-none", "b": b"link-fail target=fake-unknown-none"}
+            broken = b"lto-fail target=fake-unknown-none"
+            yield Subject(name, backend, _FAKE, broken, clash, "ltoless-unknown-none")
+            return
+        clash = {"a": _ir("same", None), "b": _ir("same", None)}
+        async with open_llvm_backend(limit=2) as llvm:
+            backend = llvm if name == "llvm" else Persistent(llvm, llvm.keys(store), store)
+            yield Subject(name, backend, _REAL, ABORTING_IR.encode(), clash, "wasm32-unknown-unknown")
 
 
 async def _pre_link(
@@ -198,7 +206,11 @@ async def test_the_first_failure_may_be_the_last_result_unless_told_to_go_on(sub
     assert [isinstance(done, Failed) for done in everything] == [False, True, False, False]
     _checked(stopped[0], one.name, Step.THIN_BACKEND)
     _assert_told(stopped[1], Step.THIN_BACKEND)
-    assert [done.module for done in stopped] == [one.name, "broken"]
+    assert [done.module for done in stopped[:2]] == [one.name, "broken"]
+    # What follows was there already.
+    assert len(stopped) == (len(batch) if subject.name.endswith("cached") else 2)
+    for done in stopped[2:]:
+        _checked(done, done.module, Step.THIN_BACKEND)
 
 
 async def test_a_thin_link_that_fails_says_why(subject: Subject, tmp_path: Path) -> None:
@@ -249,7 +261,7 @@ async def test_cancelling_lto_leaves_nothing_behind(subject: Subject, tmp_path: 
 
 
 async def test_llvmlite_has_no_lto(subject: Subject) -> None:
-    if subject.name == "fake":
+    if subject.name.startswith("fake"):
         pytest.skip("the fake has one engine")
     with pytest.raises(RequestError, match="toolchain"):
         subject.backend.check_lto(evolve(OPTIONS, engine=Engine.LLVMLITE), Target(TRIPLE, LAYOUT))

@@ -556,8 +556,8 @@ class RandomHistories(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         for stage in sorted(self.open):
+            self.open.remove(stage)
             self.handle(StageClosed(stage))
-        self.open.clear()
         while self.running or any(self.awaited.values()):
             for batch in tuple(self.running):
                 del self.running[batch]

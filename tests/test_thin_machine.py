@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from lto.thin._machine import WAITING, Machine
 from lto.thin._messages import (
+    AwaitItem,
     BatchEnded,
     BatchStarted,
     Command,
     Ended,
+    ItemReturned,
     LinkEnded,
     StartBatch,
     StartLink,
+    StopAwaiting,
     WithdrawBatch,
 )
 from workers.errors import InternalError
@@ -132,6 +135,66 @@ def test_keep_going_goes_on() -> None:
     assert machine.handle(BatchEnded(3)) == [Ended(())]
 
 
+def test_what_somebody_else_is_making_is_awaited_and_comes_first_then() -> None:
+    items = [compile_(f"{n:02}") for n in range(WAITING + 3)]
+    machine, _ = linked(*items)
+    machine.handle(BatchStarted(1))
+    # It does not count among what waits for a slot.
+    awaited = machine.handle(BatchEnded(1, deferred=(items[0],)))
+    assert awaited == [AwaitItem(items[0])]
+    assert machine.handle(ItemReturned(items[0])) == []
+    assert names(machine.handle(BatchStarted(2))) == [["00"]]
+
+
+def test_the_loop_does_not_end_while_something_is_awaited() -> None:
+    a, b = compile_("a"), compile_("b", 2)
+    machine, _ = linked(a, b)
+    for batch in (1, 2):
+        machine.handle(BatchStarted(batch))
+    assert machine.handle(BatchEnded(1, deferred=(b,))) == [AwaitItem(b)]
+    assert machine.handle(BatchEnded(2)) == []
+    assert names(machine.handle(ItemReturned(b))) == [["b"]]
+    machine.handle(BatchStarted(3))
+    assert machine.handle(BatchEnded(3, deferred=(b,))) == [AwaitItem(b)]  # by somebody else again
+    assert names(machine.handle(ItemReturned(b))) == [["b"]]
+    machine.handle(BatchStarted(4))
+    assert machine.handle(BatchEnded(4)) == [Ended(())]
+
+
+def test_a_failure_gives_up_what_is_awaited() -> None:
+    a, b, c = compile_("a", 3), compile_("b", 2), compile_("c", 1)
+    machine, _ = linked(a, b, c, limit=3)
+    for batch in (1, 2, 3):
+        machine.handle(BatchStarted(batch))
+    machine.handle(BatchEnded(1, deferred=(a,)))
+    assert machine.handle(BatchEnded(2, failures=1)) == [StopAwaiting()]
+    assert machine.handle(ItemReturned(a)) == []  # it was on its way
+    # What is deferred now is not even awaited.
+    assert machine.handle(BatchEnded(3, deferred=(c,))) == [Ended(("a", "c"))]
+
+
+def test_a_failure_ends_a_loop_that_only_waits_for_others() -> None:
+    a, b = compile_("a", 0.01, "k"), compile_("b", 0.01, "k")
+    machine, _ = linked(a, b, limit=1)
+    machine.handle(BatchStarted(1))
+    assert machine.handle(BatchEnded(1, failures=1, deferred=(b,))) == [Ended(("b",))]
+    machine, _ = linked(compile_("c", 2), a)
+    machine.handle(BatchStarted(1))
+    machine.handle(BatchStarted(2))
+    machine.handle(BatchEnded(2, deferred=(a,)))
+    assert machine.handle(BatchEnded(1, failures=1)) == [StopAwaiting(), Ended(("a",))]
+
+
+def test_keep_going_keeps_waiting() -> None:
+    a, b = compile_("a", 2), compile_("b", 1)
+    machine, _ = linked(a, b, keep_going=True)
+    machine.handle(BatchStarted(1))
+    machine.handle(BatchStarted(2))
+    machine.handle(BatchEnded(1, deferred=(a,)))
+    assert machine.handle(BatchEnded(2, failures=1)) == []
+    assert names(machine.handle(ItemReturned(a))) == [["a"]]
+
+
 @pytest.mark.parametrize("event", [BatchStarted(7), BatchEnded(7), BatchEnded(1), LinkEnded((), ok=True)])
 def test_what_cannot_happen_is_a_bug_and_changes_nothing(event: object) -> None:
     machine, _ = linked(compile_("a"))
@@ -147,16 +210,18 @@ ITEMS = st.lists(
 
 
 @settings(deadline=None)
-@given(items=ITEMS, limit=st.integers(1, 8), keep_going=st.booleans(), data=st.data())
+@given(costs=ITEMS, limit=st.integers(1, 8), keep_going=st.booleans(), data=st.data())
 def test_whatever_the_interleaving_everything_is_compiled_once_or_skipped(
-    items: list[tuple[float, int, str | None]], limit: int, keep_going: bool, data: st.DataObject
+    costs: list[tuple[float, int, str | None]], limit: int, keep_going: bool, data: st.DataObject
 ) -> None:
     machine = Machine(limit, keep_going)
     commands = machine.begin()
-    compiles = [compile_(str(n), seconds, batch, peak) for n, (seconds, peak, batch) in enumerate(items)]
+    compiles = [compile_(str(n), seconds, batch, peak) for n, (seconds, peak, batch) in enumerate(costs)]
     waiting: dict[int, StartBatch] = {}
     running: dict[int, StartBatch] = {}
     withdrawn: set[int] = set()
+    awaited: dict[str, ThinCompile] = {}
+    crossing: list[ThinCompile] = []
     done: list[str] = []
     failed = False
     ended: Ended | None = None
@@ -172,6 +237,14 @@ def test_whatever_the_interleaving_everything_is_compiled_once_or_skipped(
                 case WithdrawBatch(batch):
                     assert batch in waiting
                     withdrawn.add(batch)
+                case AwaitItem(item):
+                    assert not (failed and not keep_going)
+                    assert item.name not in awaited
+                    awaited[item.name] = item
+                case StopAwaiting():
+                    assert awaited
+                    crossing += awaited.values()
+                    awaited.clear()
                 case Ended():
                     ended = command
                 case StartLink():
@@ -180,22 +253,34 @@ def test_whatever_the_interleaving_everything_is_compiled_once_or_skipped(
             break
         assert len(waiting) <= WAITING
         startable = sorted(waiting) if len(running) < limit else sorted(withdrawn & waiting.keys())
-        batch = data.draw(st.sampled_from(startable + sorted(running)))
-        if batch in running:
-            names = [item.name for item in running.pop(batch).items]
+        returnable = sorted({*awaited, *(item.name for item in crossing)})
+        choices: list[int | str] = [*startable, *sorted(running), *returnable]
+        chosen = data.draw(st.sampled_from(choices))
+        if isinstance(chosen, str):
+            late = [item for item in crossing if item.name == chosen]
+            crossing = [item for item in crossing if item.name != chosen]
+            commands = machine.handle(ItemReturned(late[0] if late else awaited.pop(chosen)))
+        elif chosen in running:
+            items = list(running.pop(chosen).items)
             fails = data.draw(st.sampled_from([0, 0, 0, 1]))
             failed |= bool(fails)
-            got_to = data.draw(st.integers(1, len(names))) if fails and not keep_going else len(names)
-            done += names[:got_to]
-            commands = machine.handle(BatchEnded(batch, fails, tuple(names[got_to:])))
-        elif batch in withdrawn and data.draw(st.booleans()):
-            del waiting[batch]
-            commands = machine.handle(BatchEnded(batch))
+            got_to = data.draw(st.integers(1, len(items))) if fails and not keep_going else len(items)
+            # The one that failed was not deferred.
+            defers = data.draw(st.integers(0, min(3, got_to - fails)))
+            done += [item.name for item in items[defers:got_to]]
+            skipped = tuple(item.name for item in items[got_to:])
+            commands = machine.handle(BatchEnded(chosen, fails, skipped, tuple(items[:defers])))
+        elif chosen in withdrawn and data.draw(st.booleans()):
+            del waiting[chosen]
+            commands = machine.handle(BatchEnded(chosen))
         elif len(running) < limit:
-            running[batch] = waiting.pop(batch)
-            commands = machine.handle(BatchStarted(batch))
+            running[chosen] = waiting.pop(chosen)
+            commands = machine.handle(BatchStarted(chosen))
+        else:
+            commands = []
     assert not waiting
     assert not running
+    assert not awaited
     assert sorted([*done, *ended.skipped]) == sorted(item.name for item in compiles)
     if not failed or keep_going:
         assert ended.skipped == ()

@@ -2,8 +2,8 @@
 
 It keeps the contract of `workers.backend`: artifacts are real files whose bytes depend on the module alone. What
 a module does is written in its content, so that tests need no second channel: `fail`, `hang`, `crash` or
-anything else for success. `seconds=<float>` is how long it takes, `guess=<float>` what is expected instead, with
-`until=<path>` it takes until that file is there, and `warn=<word>` gives a warning.
+anything else for success. `seconds=<float>` is how long it takes, `guess=<float>` what is expected instead; with
+`until=<path>` it takes until that file is there, and `<path>.begun` once it has begun. `warn=<word>` is a warning.
 In LTO, `link-fail` fails the link of all modules, `lto-fail` what comes of this module behind it, and a lazy module
 is needed if another one says so (`needs=<name>`); `regular-part` is compiled by a thin link itself, and
 `reads=<path>` is a file that a link reads as well, for the names of needed modules.
@@ -265,6 +265,7 @@ class FakeBackend:
 async def _take_time(content: bytes) -> None:
     await trio.sleep(_seconds(content))
     if match := re.search(rb"until=(\S+)", content):
+        Path(match[1].decode() + ".begun").touch()
         while not Path(match[1].decode()).exists():  # noqa: ASYNC110  # another process may make it
             await trio.sleep(_POLL_SECONDS)
 

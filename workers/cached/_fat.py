@@ -162,14 +162,16 @@ class Fat:
         return linked
 
     async def _looked_up(self, item: FatLink, name: str, key: Key) -> Finished | None:
-        """A partition's result, in a directory of ours; `None` if it is not there. Raises `OSError`."""
+        """A partition's result, in its place or in a directory of ours; `None` if it is gone. Raises `OSError`."""
         kept = await self.shelf.find(key)
         if kept is None:
             return None
         kinds = sorted(item.options.emit, key=list(EmitKind).index)
-        destinations = {kind.value: artifact_path(_made(item), name, kind) for kind in kinds}
-        if not await self.shelf.copy(kept, destinations):
-            return None
+        destinations = {kind.value: artifact_path(item.out_dir, name, kind) for kind in kinds}
+        if not await self.shelf.is_there(kept, destinations):
+            destinations = {kind.value: artifact_path(_made(item), name, kind) for kind in kinds}
+            if not await self.shelf.copy(kept, destinations):
+                return None
         sizes = kept.sizes()
         artifacts = tuple(Artifact(name, EmitKind(kind), path, sizes[kind]) for kind, path in destinations.items())
         use = self.shelf.use(name, kept)
@@ -215,7 +217,8 @@ def _landed(item: FatLink, done: Finished) -> Finished | Failed:
     try:
         for artifact in done.artifacts:
             destination = artifact_path(item.out_dir, done.module, artifact.kind)
-            place(artifact.path, destination)
+            if artifact.path != destination:
+                place(artifact.path, destination)
             artifacts.append(evolve(artifact, path=destination))
     except OSError as error:
         return evolve(_failed(done.module, error, item), cache=done.cache)

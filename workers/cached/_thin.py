@@ -192,17 +192,22 @@ class Thin:
         """The result of a compile that is in the store, in its place; `None` if it is gone. Raises `OSError`."""
         item = one.link.item
         destinations = {kind.value: artifact_path(item.out_dir, one.name, kind) for kind in _kinds(item)}
-        if not await self.shelf.copy(kept, destinations):
+        if not await self.shelf.is_there(kept, destinations) and not await self.shelf.copy(kept, destinations):
             return None
         return self._finished(one.name, kept, destinations, Step.THIN_BACKEND)
 
     async def _fetched(
         self, item: ThinLink, name: str, kept: Kept, kinds: Sequence[EmitKind], step: Step
     ) -> Finished | None:
-        """A result in the store, its outputs in a directory of ours; `None` if it is gone. Raises `OSError`."""
-        destinations = {kind.value: artifact_path(_made(item), name, kind) for kind in kinds}
-        if not await self.shelf.copy(kept, destinations):
-            return None
+        """A result in the store, its outputs in their places or in a directory of ours; `None` if it is gone.
+
+        Raises `OSError`.
+        """
+        destinations = {kind.value: artifact_path(item.out_dir, name, kind) for kind in kinds}
+        if not await self.shelf.is_there(kept, destinations):
+            destinations = {kind.value: artifact_path(_made(item), name, kind) for kind in kinds}
+            if not await self.shelf.copy(kept, destinations):
+                return None
         return self._finished(name, kept, destinations, step)
 
     def _finished(self, name: str, kept: Kept, destinations: Mapping[str, Path], step: Step) -> Finished:
@@ -246,7 +251,8 @@ def _placed(item: ThinLink, done: Finished) -> Finished:
     artifacts = []
     for artifact in done.artifacts:
         destination = artifact_path(item.out_dir, done.module, artifact.kind)
-        place(artifact.path, destination)
+        if artifact.path != destination:
+            place(artifact.path, destination)
         artifacts.append(evolve(artifact, path=destination))
     return evolve(done, artifacts=tuple(artifacts))
 

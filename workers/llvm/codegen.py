@@ -19,9 +19,11 @@ from pathlib import Path
 from attrs import frozen
 
 from workers.backend import Inspection
+from workers.digests import State, is_settled, state_of
 from workers.errors import ModuleError, RequestError
 from workers.fat import FatLink, FatLinked, FatPartition
 from workers.keeper import kept_directory
+from workers.llvm.bitcode import Header
 from workers.llvm.cc1 import SUFFIX, check_options, check_triple, options_key
 from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, own_triple
 from workers.llvm.content import stamp_of
@@ -68,6 +70,9 @@ from workers.work import (
 
 __all__ = ["LlvmBackend", "open_llvm_backend"]
 
+_HEADERS = 10_000
+"""Of files that are remembered in a backend that lives on."""
+
 _Result = Finished | NeedsThinLto | NeedsFatLto | Failed
 
 
@@ -96,6 +101,7 @@ class LlvmBackend:
         self._llvmlite_bytes = llvmlite_bytes
         self._scratch = scratch
         self._environ = environ
+        self._headers: dict[str, tuple[State, Header]] = {}
         self._planner = Planner(toolchain, scratch)
         self._lines = LldLines(toolchain, scratch, environ)
         self._tools = ToolchainEngine(toolchain, self._planner, scratch, versions, oom)
@@ -142,7 +148,7 @@ class LlvmBackend:
         stamp = None
         with suppress(OSError):  # said by who opens it
             stamp = stamp_of(module.content) if isinstance(module.content, Path) else None
-        header = inspect_content(module, max_major=LLVM_MAJOR)
+        header = self._header(module)
         triple = options.target_triple or own_triple(header.triple)
         try:
             check_triple(triple)
@@ -154,6 +160,24 @@ class LlvmBackend:
         else:
             expected = estimate(self._llvmlite_bytes, header.size, triple, options, pre_link)
         return Inspection(Target(triple, header.data_layout), header.size, expected, pre_linked)
+
+    def _header(self, module: Module) -> Header:
+        """What inspection sees, remembered for files that did not change. Raises `ModuleError`."""
+        if not isinstance(module.content, Path):
+            return inspect_content(module, max_major=LLVM_MAJOR)
+        path = str(module.content)
+        state = None
+        with suppress(OSError):
+            state = state_of(path)
+            known = self._headers.get(path)
+            if known is not None and known[0] == state:
+                return known[1]
+        header = inspect_content(module, max_major=LLVM_MAJOR)
+        if state is not None and is_settled(state):
+            if len(self._headers) >= _HEADERS:
+                self._headers.clear()
+            self._headers[path] = (state, header)
+        return header
 
     def keys(self, store: Store) -> LlvmKeys:
         """The keys of what this backend makes; what takes long to find out is kept in `store`."""

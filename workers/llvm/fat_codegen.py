@@ -19,7 +19,7 @@ from workers.llvm.bitstream import BitcodeError
 from workers.llvm.content import ContentError, open_file
 from workers.llvm.failures import judge
 from workers.llvm.fat_crash import place_of_crash
-from workers.llvm.fat_symbols import Promotion, ir_names, promoted, rename_promoted
+from workers.llvm.fat_symbols import Promotion, hidden_names, promoted, rename_promoted
 from workers.llvm.one_module import Tools, is_foreign
 from workers.llvm.passes import PassReader
 from workers.llvm.planner import tool_name
@@ -230,5 +230,5 @@ class _Part:
 
 def _rename(path: Path, names: Promotion, bitcode: Path) -> None:
     with open_file(bitcode) as view:
-        own = ir_names(view)
-    path.write_bytes(rename_promoted(path.read_bytes(), promoted(own, names), names.suffix))
+        hidden = hidden_names(view)
+    path.write_bytes(rename_promoted(path.read_bytes(), promoted(hidden, names), names.suffix))

@@ -22,7 +22,7 @@ from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.llvm.bitcode import BitcodeError, is_complete
 from workers.llvm.content import ContentError, open_file
 from workers.llvm.fat_codegen import FatProgram
-from workers.llvm.fat_symbols import ir_names, promoted
+from workers.llvm.fat_symbols import hidden_names, promoted
 from workers.llvm.link_words import code_words, divided
 from workers.llvm.toolchain import Toolchain
 from workers.placing import place
@@ -72,10 +72,10 @@ def partition_key(partition: FatPartition, digest: str, more: Sequence[Ingredien
     words = code_words(program.arguments)
     problem = words.problem or (f"what is in {words.files[0]} is not known" if words.files else None)
     if problem is not None:
-        return NoKey(f"{problem}, so that its result is not kept", warn=True)
+        return NoKey(problem, warn=True)
     try:
         with open_file(partition.bitcode) as view:
-            changing = frozenset() if program.names is None else promoted(ir_names(view), program.names)
+            changing = frozenset() if program.names is None else promoted(hidden_names(view), program.names)
     except (BitcodeError, ContentError) as error:
         return NoKey(f"its bitcode cannot be read: {error}")
     suffix = program.names.suffix if program.names is not None and changing else b""

@@ -6,8 +6,8 @@ later. So in each part's object such symbols get a suffix, the same in all parts
 module knows as a global symbol; and those that begin with two underscores, for LLVM makes hidden symbols of its own
 (`__stack_chk_fail_local`) that are defined elsewhere.
 
-Only what is in a part's bitcode can have been local before. So which names change there follows from the part's own
-names, whatever else is in the program.
+Only what is hidden in a part's bitcode can have been local before. So which names change in its object follows from
+the part's own names, whatever else is in the program.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workers.llvm.irsymtab import Symbol
 from workers.llvm.sections import ObjectError
 from workers.work import count
 
-__all__ = ["Promotion", "ir_names", "promoted", "promotion", "rename_promoted"]
+__all__ = ["Promotion", "hidden_names", "promoted", "promotion", "rename_promoted"]
 
 _SUFFIX = ".ltod"
 _DIGEST_BYTES = 6
@@ -37,8 +37,9 @@ _UNNAMED = b"__llvmsplit_unnamed"
 # Block ids and record codes of llvm/Bitcode/LLVMBitCodes.h: names are stretches of the string table.
 _STRTAB_BLOCK = 23
 _BLOB = frozenset({1})
-_VALUES = frozenset({7, 8, 14, 18})
-"""Variables, functions, aliases, resolvers."""
+_VISIBILITY = {7: 8, 8: 9, 14: 6, 18: 6}
+"""Where variables, functions, aliases and resolvers have it in their records."""
+_HIDDEN = 1
 _VERBATIM = b"\1"
 """Begins names that are to stay as they are, which they do on ELF."""
 
@@ -81,14 +82,15 @@ def promotion(symbols: Iterable[Symbol], exports: Set[str], *, is_final: bool) -
     return Promotion(frozenset(name.encode(errors="surrogateescape") for name in kept), suffix.encode())
 
 
-def ir_names(bitcode: Source) -> frozenset[bytes]:
-    """What a part defines and declares. Raises `BitcodeError`, `ContentError`."""
+def hidden_names(bitcode: Source) -> frozenset[bytes]:
+    """The hidden symbols that a part defines and declares. Raises `BitcodeError`, `ContentError`."""
     spans: list[list[int]] = []
     strings = b""
     for cursor, block in blocks(bitcode):
         if block.id == MODULE_BLOCK:
-            records = (item for item in cursor.items(block, _VALUES) if isinstance(item, Record))
-            spans += (record.values[:2] for record in records)
+            records = (item for item in cursor.items(block, frozenset(_VISIBILITY)) if isinstance(item, Record))
+            # Where it is the default, it may be left out.
+            spans += (one.values[:2] for one in records if one.values[_VISIBILITY[one.code] :][:1] == [_HIDDEN])
         elif block.id == _STRTAB_BLOCK:
             for item in cursor.items(block, _BLOB):
                 if isinstance(item, Record) and item.blob is not None:
@@ -97,9 +99,11 @@ def ir_names(bitcode: Source) -> frozenset[bytes]:
     return frozenset(strings[begin : begin + size].removeprefix(_VERBATIM) for begin, size in spans)
 
 
-def promoted(own: Set[bytes], names: Promotion) -> frozenset[bytes]:
-    """Those of a part's own names that change, where they are names of global hidden symbols."""
-    return frozenset(name for name in own - names.kept if not name.startswith(_RESERVED) or name.startswith(_UNNAMED))
+def promoted(hidden: Set[bytes], names: Promotion) -> frozenset[bytes]:
+    """Those of a part's hidden symbols that were local, and whose names change."""
+    return frozenset(
+        name for name in hidden - names.kept if not name.startswith(_RESERVED) or name.startswith(_UNNAMED)
+    )
 
 
 def rename_promoted(data: bytes, changing: Set[bytes], suffix: bytes) -> bytes:

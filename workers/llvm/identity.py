@@ -17,7 +17,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from workers.action import Action, run
-from workers.llvm.digests import Digests, Witness
+from workers.digests import Digests, Witness
 
 __all__ = ["Identity", "IdentityError", "llvmlite_identity", "ltod_identity", "program_identity"]
 

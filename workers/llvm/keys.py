@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import trio
 from attrs import define, field, frozen
 
+from workers.digests import Digests, Witness
 from workers.errors import ModuleError, RequestError
 from workers.fat import FatLink, FatPartition
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
@@ -26,7 +27,6 @@ from workers.llvm.bitcode import BitcodeError
 from workers.llvm.cc1_words import unknown_word
 from workers.llvm.choice import choose, own_triple
 from workers.llvm.content import open_file
-from workers.llvm.digests import Digests, Witness
 from workers.llvm.fat_key import partition_key, reduce_partition
 from workers.llvm.form import Form
 from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
@@ -265,6 +265,7 @@ class LlvmKeys:
             "words": words.words,
             "files": [one.digest for one in files],
             "relocation": plan.relocation,
+            "local": item.local,
             # What one asks the other for, and what a CPU's name means here.
             "clang": await self._plan_words(triple, options, Form.CODE)
             if kinds != ["obj"] or options.target_cpu

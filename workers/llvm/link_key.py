@@ -71,10 +71,10 @@ class LinkReads:
     def from_bytes(cls, data: bytes) -> LinkReads | None:
         """`None` where it is damaged, or of another version."""
         try:
-            files, absent = json.loads(data)
-            if all(isinstance(path, str) for path in (*files, *absent)):
-                return cls(tuple(files), tuple(absent))
-        except (ValueError, TypeError, RecursionError):
+            match json.loads(data):
+                case [list(files), list(absent)] if all(isinstance(path, str) for path in (*files, *absent)):
+                    return cls(tuple(files), tuple(absent))
+        except (ValueError, RecursionError):
             pass
         return None
 
@@ -142,6 +142,7 @@ def line_words(line: LldLine, extra: Iterable[str] = ()) -> LinkWords:
         (*before.words, _MODULES, *behind.words),
         before.files + behind.files,
         before.directories + behind.directories,
+        behind.root or before.root,
         before.problem or behind.problem,
     )
 
@@ -159,7 +160,7 @@ def first_key(
     `digests` are SHA-256 of the words' files, by path. `more` is what else the result depends on: at least what lld is.
     """
     if words.problem is not None:
-        return NoKey(f"{words.problem}, so that its result is not kept", warn=True)
+        return NoKey(words.problem, warn=True)
     lost = [path for _, path in words.files if path not in digests]
     if lost:
         return NoKey(f"{lost[0]} cannot be read")
@@ -230,6 +231,8 @@ def _reads(
             return None
     wanted = dict.fromkeys(other for name in found for other in _spellings(Path(name).name))
     sought = dict.fromkeys(str(Path(place, name)) for place in places for name in wanted)
+    if words.root:  # in a script below it, an absolute path means another file, if that is there
+        sought |= dict.fromkeys(words.root + name for name in found if name.startswith("/"))
     absent = (path for path in sought if not os.path.lexists(directory / path))
     return LinkReads(
         tuple(_relative(path, directory) for path in files), tuple(_relative(path, directory) for path in absent)

@@ -55,12 +55,13 @@ class LinkWords:
     """What the resolution of symbols, and LTO, depend on among a line's words; as `CodeWords`.
 
     `files` have with them what to call them: the option, or an input's own name. `directories` are searched for
-    libraries, in this order.
+    libraries, in this order; `root` is what the system's paths are below.
     """
 
     words: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     directories: tuple[str, ...] = ()
+    root: str = ""
     problem: str | None = None
 
 
@@ -163,7 +164,8 @@ def link_words(words: Iterable[str], directory: Path, is_file: Callable[[Path], 
                 pass
             case _:
                 kept.append(_spelled(word))
-    return LinkWords(tuple(kept), tuple(files), tuple(root + one[1:] if one[:1] == "=" else one for one in places))
+    directories = (root + one[1:] if one.startswith("=") else one for one in places)
+    return LinkWords(tuple(kept), tuple(files), tuple(directories), root)
 
 
 def divided(word: str) -> tuple[str, str]:
