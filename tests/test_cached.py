@@ -346,10 +346,27 @@ async def test_damage_in_the_store_is_a_miss(desk: Desk, tmp_path: Path, harm: s
 
 async def test_everything_gone_at_once_is_a_miss(desk: Desk, store: LocalStore) -> None:
     await desk.one("m", b"x")
-    todo = await desk.cached.look_up(desk.item("m", b"x"))
+    todo = await desk.cached.look_up(desk.item("n", b"x"))
     store.clear()
     (result,) = await desk.cached.compile([todo])
     assert use(result) is MISS
+
+
+async def test_what_is_in_its_place_already_is_taken_for_what_it_is(desk: Desk) -> None:
+    for _ in range(2):
+        await desk.one("m", b"x")
+    made = desk.out / "m.o"
+    content = made.read_bytes()
+    os.utime(made, (0, 0))
+    before = made.stat()
+    assert use(await desk.one("m", b"x")) is HIT
+    assert made.stat().st_ino == before.st_ino
+    assert made.stat().st_mtime > 1e9  # as if it had been made now
+    # Of the same size, and not the same.
+    made.write_bytes(content[::-1])
+    assert use(await desk.one("m", b"x")) is HIT
+    assert made.read_bytes() == content
+    assert desk.made(Step.CODEGEN) == ["m"]
 
 
 async def test_an_entry_that_makes_no_sense_is_a_miss(desk: Desk, store: LocalStore) -> None:
@@ -473,7 +490,7 @@ def few_descriptors() -> Iterator[int]:
 
 
 async def test_claiming_and_waiting_leaves_descriptors_to_others(
-    desk: Desk, tmp_path: Path, few_descriptors: int
+    few_descriptors: int, desk: Desk, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     items = {f"m{number}": f"until={gate} {number}".encode() for number in range(2 * few_descriptors)}

@@ -34,8 +34,8 @@ def sources() -> dict[str, str]:
 
 def start(place: Path, name: str, modules: list[Path], *more: str) -> subprocess.Popen[bytes]:
     out = place / name
-    command: list[str | Path] = [*LTOD, "build", "-j1", "-q", "--json", "--cache-dir", place / "cache", "--out-dir", out]
-    link: list[str | Path] = ["--link", "exe", "-o", out / "program"]
+    command: list[str | Path] = [*LTOD, "build", "-j1", "-q", "--json", "--cache-dir", place / "cache"]
+    link: list[str | Path] = ["--out-dir", out, "--link", "exe", "-o", out / "program"]
     return subprocess.Popen([*command, *link, *more, *modules], stdout=subprocess.PIPE)
 
 

@@ -15,7 +15,7 @@ import trio
 from attrs import field, frozen
 
 from workers.errors import ModuleError
-from workers.fake import FakeBackend
+from workers.fake import FakeBackend, says
 from workers.fat import FatLink, FatPartition
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.store import Store
@@ -101,7 +101,7 @@ class FakeKeys:
 
     def _of_link(self, said: list[object], files: Iterable[NeedsThinLto | NeedsFatLto]) -> Key | NoKey:
         modules = {file.module: self.backend.passed(file.bitcode) for file in files}
-        if any(b"nolinkkey" in content for content in modules.values()):
+        if any(says(content, "nolinkkey") for content in modules.values()):
             return NoKey("a module says so")
         return _key([*said, [(file.module, file.lazy) for file in files]], modules)
 
@@ -114,9 +114,9 @@ def _key(said: list[object], contents: Mapping[str, bytes], file: tuple[Path, by
 
 
 def _no_key(content: bytes) -> NoKey | None:
-    if b"warnkey" in content:
+    if says(content, "warnkey"):
         return NoKey("it says so, and somebody could mend it", warn=True)
-    return NoKey("it says so") if b"nokey" in content else None
+    return NoKey("it says so") if says(content, "nokey") else None
 
 
 def _kinds(options: CodegenOptions) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -104,7 +104,7 @@ def real_subject(name: str, lto: ThinLto | FatLto, root: Path) -> Subject:
     edits = {}
     for scenario, change in REAL[name].items():
         (path,) = (path for path in one.inputs if path.stem == "_".join(Path(change.source).with_suffix("").parts))
-        edits[scenario] = Edit(path, partial(_recompiled, name, sources, change, form, root / "edited"))
+        edits[scenario] = Edit(path, cache(partial(_recompiled, name, sources, change, form, root / "edited")))
     return Subject(one, edits)
 
 
@@ -138,5 +138,8 @@ def small_subject(count: int, root: Path) -> Subject:
         return output.read_bytes()
 
     paths = {path.stem: path for path in one.inputs}
-    edits = {scenario: Edit(paths[name], partial(recompiled, name, text)) for scenario, (name, text) in changes.items()}
+    edits = {
+        scenario: Edit(paths[name], cache(partial(recompiled, name, text)))
+        for scenario, (name, text) in changes.items()
+    }
     return Subject(one, edits)

@@ -3,16 +3,18 @@
     python -m tests.bench.incremental [--rounds N] [--modules 400] [--only SET]
 
 Inputs have been through the pre-link pipeline, as clang leaves them. Scenarios: nothing is there yet (cold); nothing
-has changed; one function body has changed in a module that nobody imports from, and in one that most others import
-from (see `tests.bench.edits`; another change in each round, so that the cache has never seen it); the same inputs have
-been copied to another directory and are linked from there, with the cache. Each but the first begins with a build that
-is not measured. Every contestant has caches of its own; `ltod, embedded` is a coordinator that is open and has built
-the same before, the others are whole processes, start-up included. Contestants take turns within a round. With fat LTO,
-lld has no cache, and what it takes is what it takes cold.
+has changed; one function body has changed in a module that nobody imports from (leaf), and in one that most others
+import from (popular; see `tests.bench.edits`; to another one in each round, so that no cache has seen it); the same
+inputs have been copied to another directory, and are linked there (elsewhere). All but the first begin with a build of
+the unedited inputs that is not measured.
+
+Every contestant has a cache of its own, and they take turns within a scenario and round. `ltod, embedded` is a
+coordinator that is open and has built before; the others are whole processes, start-up included, and `ltod` prints its
+result (--json), too. lld keeps nothing of fat LTO: what it takes cold, it takes always.
 
 Prints, for each set, medians, what they are to the best lld's in the same scenario and to the contestant's own cold
 build (medians of what they are round by round), how many modules (with fat LTO: parts of the program) were compiled,
-and what became of the goals.
+and whether the goals are met. Nobody may change ltod meanwhile: with another ltod, all is made again.
 """
 
 from __future__ import annotations

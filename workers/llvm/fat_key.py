@@ -22,6 +22,8 @@ from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.llvm.bitcode import BitcodeError, is_complete
 from workers.llvm.content import ContentError, open_file
 from workers.llvm.fat_codegen import FatProgram
+from workers.llvm.fat_options import lto_options
+from workers.llvm.fat_pipeline import level_options
 from workers.llvm.fat_symbols import hidden_names, promoted
 from workers.llvm.link_words import code_words, divided
 from workers.llvm.toolchain import Toolchain
@@ -80,17 +82,18 @@ def partition_key(partition: FatPartition, digest: str, more: Sequence[Ingredien
         return NoKey(f"its bitcode cannot be read: {error}")
     suffix = program.names.suffix if program.names is not None and changing else b""
     names = hashlib.sha256(b"\0".join((suffix, *sorted(changing)))).hexdigest()
+    # What follows from the options is in the key, and says nothing more to people.
+    follows = frozenset(code_words((*lto_options(options), *level_options(options.opt_level))).words)
     ingredients = (
         *more,
-        *(Ingredient(IngredientKind.OPTION, *divided(word)) for word in words.words),
-        Ingredient(IngredientKind.OPTION, "--lto-newpm-passes", program.pipeline or _NOTHING),
-        Ingredient(IngredientKind.OPTION, "--emit", ",".join(sorted(kind.value for kind in options.emit))),
-        Ingredient(IngredientKind.OPTION, "--target", program.triple),
+        *(Ingredient(IngredientKind.OPTION, *divided(word)) for word in words.words if word not in follows),
         Ingredient(IngredientKind.MODULE, partition.name, digest),
         Ingredient(IngredientKind.SUMMARY, "names of what was local in the program", names),
     )
     rows = [[one.kind.value, one.name, one.value] for one in ingredients if one.kind is not IngredientKind.MODULE]
-    text = json.dumps([Step.FAT_CODEGEN.value, digest, rows])
+    kinds = sorted(kind.value for kind in options.emit)
+    told = [words.words, program.pipeline, kinds, program.triple]
+    text = json.dumps([Step.FAT_CODEGEN.value, digest, rows, told])
     return Key(hashlib.sha256(text.encode("ascii")).hexdigest(), lambda: ingredients)
 
 

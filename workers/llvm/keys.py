@@ -33,7 +33,7 @@ from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, lt
 from workers.llvm.inputs import llvm_content
 from workers.llvm.link_driver import DriverError
 from workers.llvm.link_key import LinkInput, LinkReads, first_key, line_words, second_key
-from workers.llvm.link_words import code_words, expanded
+from workers.llvm.link_words import code_words, divided, expanded
 from workers.llvm.lld_line import LldLines
 from workers.llvm.planner import Planner
 from workers.llvm.pre_link import is_as_is
@@ -162,7 +162,9 @@ class LlvmKeys:
         digest = await reduce_partition(partition, self._toolchain, self._scratch)
         if digest is None:
             return NoKey("its bitcode cannot be read")
-        key = partition_key(partition, digest, tuple(self._tool_ingredients(tools)))
+        options = partition.link.options
+        said = _option_ingredients(_options(options), sorted(kind.value for kind in options.emit))
+        key = partition_key(partition, digest, (*self._tool_ingredients(tools), *said))
         return key if isinstance(key, NoKey) else _LlvmKey(key.digest, key.ingredients, _witnesses(tools))
 
     async def with_reads(self, link: Key, reads: bytes) -> Key | None:
@@ -174,6 +176,8 @@ class LlvmKeys:
             witnesses = [await self._digests.of(path) for path in found.paths(link.directory)]
         except OSError:
             return None
+        if not all(witness.settled for witness in witnesses):
+            return None  # it may have been another file when the link read it
         full = second_key(link, found, [witness.digest for witness in witnesses])
         return _LlvmKey(full.digest, full.ingredients, (*link.witnesses, *witnesses))
 
@@ -251,7 +255,7 @@ class LlvmKeys:
         tools = await self._tools()
         words = code_words(expanded((*plan.line.head, *plan.line.tail), plan.line.directory))
         if words.problem is not None:
-            raise _NoKeyError(f"{words.problem}, so that its result is not kept", True)
+            raise _NoKeyError(words.problem, True)
         files = [await self._digests.of(plan.line.directory / path) for path in words.files]
         modules = {str(path): await self._digests.of(path) for path in plan.paths.values()}
         said, kinds = _options(options), sorted(kind.value for kind in options.emit)
@@ -274,7 +278,7 @@ class LlvmKeys:
         ingredients = (
             *self._tool_ingredients(tools),
             *_option_ingredients(said, kinds),
-            *map(_word_ingredient, words.words),
+            *(Ingredient(IngredientKind.OPTION, *divided(word)) for word in words.words),
             *(Ingredient(IngredientKind.FILE, Path(one.path).name, one.digest) for one in files),
         )
         return _ThinParts(made_of, ingredients, tools, files, modules)
@@ -393,15 +397,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return getattr(value, "value", value)
-
-
-def _word_ingredient(word: str) -> Ingredient:
-    """The ingredient for one of a linker's words, such as `mllvm -inline-threshold=9`."""
-    name, _, value = word.partition(" ")
-    if name == "mllvm":
-        option, equals, value = value.partition("=")
-        name = f"mllvm {option}{equals}"
-    return Ingredient(IngredientKind.OPTION, name if name.startswith("-") else f"-{name}", value)
 
 
 def _option_ingredients(said: dict[str, Any], kinds: Sequence[str]) -> Iterable[Ingredient]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,9 @@ __all__ = ["Claims"]
 _ATTEMPTS = 16
 """How often a file may vanish between being made and being locked before claims are confined to this process."""
 
+_SHARE = 8
+"""One of so many descriptors that this process may have is for claims, and one for waiting: tools need some, too."""
+
 _FAREWELL = bytes(64)
 """Wakes those who wait where a forked child of ours keeps the FIFO open. One byte is taken by each who looks now."""
 
@@ -39,9 +43,15 @@ class Claims:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._held: dict[str, trio.Event] = {}
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = 2**16 if limit == resource.RLIM_INFINITY else limit // _SHARE
+        self._waiting = trio.Semaphore(max(self._room, 1))
 
     def claim(self, key: str) -> _Claim | None:
-        """The right to compute `key`, `None` if somebody has it. Does not wait, never raises `OSError`."""
+        """The right to compute `key`, `None` if somebody has it. Does not wait, never raises `OSError`.
+
+        Of very many at once, only this process knows of the last ones.
+        """
         if key in self._held:
             return None
         path = f"{self._layout.locks}/{key}"
@@ -51,11 +61,16 @@ class Claims:
             return None
         except OSError:
             fd = -1
+        if fd >= 0 and not self._room:
+            _give_back(fd, path)
+            fd = -1
+        self._room -= fd >= 0
         gone = self._held[key] = trio.Event()
 
         def close() -> None:
             del self._held[key]
             if fd >= 0:
+                self._room += 1
                 _give_back(fd, path)
             gone.set()
 
@@ -70,19 +85,19 @@ class Claims:
         if key in self._held:
             await self._held[key].wait()
             return
-        await trio.lowlevel.checkpoint()
-        try:
-            fd = os.open(f"{self._layout.locks}/{key}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            # Nothing is ever written while a claim is held: there is a writer, or there is the end of the file.
-            if stat.S_ISFIFO(os.fstat(fd).st_mode):
-                os.read(fd, 1)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(fd)
-        finally:
-            os.close(fd)
+        async with self._waiting:
+            try:
+                fd = os.open(f"{self._layout.locks}/{key}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                return
+            try:
+                # Nothing is ever written while a claim is held: there is a writer, or there is the end of the file.
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.read(fd, 1)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                os.close(fd)
 
     def _take(self, path: str) -> int:
         """The locked FIFO at `path`. Raises `BlockingIOError` if somebody has it, `OSError` if there cannot be one."""
