@@ -77,7 +77,7 @@ class Build:
         self._reproducer_dir = (config.reproducer_dir or self._out_dir / "reproducers").absolute()
         self._loop = loop
         self._nursery = nursery
-        self._ledger = Ledger(self._out_dir, config.codegen, history, None if cache is None else _past(config, cache))
+        self._ledger = Ledger(self._out_dir, config.codegen, history, _past(config, cache))
         self._stage: Stage | None = None
         self._line = BuildLine()
         self._first: tuple[str, Target] | None = None
@@ -411,7 +411,9 @@ class Build:
         return result
 
 
-def _past(config: BuildConfig, cache: OpenCache) -> Past:
+def _past(config: BuildConfig, cache: OpenCache | None) -> Past | None:
+    if cache is None or cache.records is None:
+        return None
     lto = {ThinLto: "thin LTO", FatLto: "fat LTO", type(None): "no LTO"}[type(config.lto)]
     if config.link is None:
         thing = Thing(config.out_dir.absolute(), f"modules, {lto}")

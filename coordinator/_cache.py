@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from coordinator._records import Records
 from workers.errors import RequestError
-from workers.store import LocalStore, default_directory, default_limit, open_store
+from workers.store import LocalStore, NoStore, default_directory, default_limit, open_store
 from workers.work import typed
 
 __all__ = ["Cache", "OpenCache", "open_cache"]
@@ -35,26 +35,32 @@ class Cache:
 
 @frozen
 class OpenCache:
-    """A cache in use."""
+    """A cache in use. Where there is no place for one, a `problem` says why."""
 
-    store: LocalStore
-    records: Records
+    store: LocalStore | NoStore
+    records: Records | None = None
+    problem: str = ""
 
     @property
     def warning(self) -> str | None:
         """What keeps the cache from being of use, if anything does: for the user, who can mend it."""
         stats = self.store.stats
-        troubles = [*([f"the cache cannot be used: {stats.trouble}"] if stats.trouble else []), *stats.remote_troubles]
-        return "; ".join(troubles) or None
+        local = self.problem or stats.trouble
+        return "; ".join([*([f"the cache cannot be used: {local}"] if local else []), *stats.remote_troubles]) or None
 
 
 @asynccontextmanager
 async def open_cache(cache: Cache, environ: Mapping[str, str]) -> AsyncIterator[OpenCache]:
     """Open what `cache` says. Raises `RequestError` where that makes no sense."""
-    directory = Path(os.path.abspath(cache.directory or default_directory(environ)))  # noqa: PTH100 (`..` goes, too)
     limit = cache.limit_bytes if cache.limit_bytes is not None else default_limit(environ)
     if limit <= 0:
         raise RequestError(f"a cache of {limit} bytes: give a positive size")
+    try:
+        directory = cache.directory or default_directory(environ)
+    except RequestError as error:  # nobody has asked for a cache, so this is no reason to fail
+        yield OpenCache(NoStore(), problem=str(error))
+        return
+    directory = Path(os.path.abspath(directory))  # noqa: PTH100 (`..` goes, too)
     url = cache.remote if cache.remote is not None else environ.get("LTOD_CACHE_REMOTE", "")
     async with AsyncExitStack() as stack:
         remote = None

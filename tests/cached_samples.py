@@ -138,7 +138,8 @@ class Desk:
     async def thin_link(self, modules: Mapping[str, bytes], *native: LinkFile, **more: bool) -> ThinLink:
         """A thin link of modules, in a directory of its own. `more` says by name which are lazy."""
         items = [self.item(name, content, PreLink.THIN, lazy=name in more) for name, content in modules.items()]
-        files = [one for one in await self.compile(*items) if isinstance(one, NeedsThinLto)]
+        results = [result for item in items for result in await self.compile(item)]
+        files = [one for one in results if isinstance(one, NeedsThinLto)]
         assert len(files) == len(modules)
         return ThinLink(
             (*files, *native), None, (), self.options, TARGET, self._directory(), self.out, self.place / "repro"
@@ -153,7 +154,8 @@ class Desk:
         self, modules: Mapping[str, bytes], partitions: int = 2, directory: Path | None = None
     ) -> FatLink:
         items = [self.item(name, content, PreLink.FAT) for name, content in modules.items()]
-        files = [one for one in await self.compile(*items) if isinstance(one, NeedsFatLto)]
+        results = [result for item in items for result in await self.compile(item)]
+        files = [one for one in results if isinstance(one, NeedsFatLto)]
         assert len(files) == len(modules)
         return FatLink(
             tuple(files),

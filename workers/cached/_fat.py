@@ -95,7 +95,7 @@ class Fat:
             return evolve(linked, cache=off(key))
         if linked.reads is not None and self.keys.unchanged(key):
             program.full = await self.keys.with_reads(key, linked.reads)
-            await self.shelf.store.remember(key.digest, linked.reads)
+            await self.shelf.keep_reads(key, linked.reads)
         if program.full is None:
             program.claim.close()  # there will be nothing for others to wait for
         program.note = note_of(Engine.TOOLCHAIN, linked.diagnostics, unneeded=linked.unneeded, needs={**linked.needs})
@@ -132,7 +132,7 @@ class Fat:
 
     async def _found(self, item: FatLink, key: Key, ready: Callable[[FatPartition], None]) -> FatLinked | None:
         """An earlier link of the same, with all of its parts."""
-        reads = await self.shelf.store.recall(key.digest)
+        reads = await self.shelf.reads(key)
         full = await self.keys.with_reads(key, reads) if reads is not None else None
         whole = await self.shelf.find(full) if full is not None else None
         if whole is None:

@@ -98,6 +98,15 @@ class Shelf:
         await self.store.add(key.digest, outputs, zlib.compress(text, 1))
         return ingredients
 
+    async def reads(self, link: Key) -> bytes | None:
+        """What the last link with this key read besides what it was given."""
+        entry = await self.store.find(link.digest)
+        return None if entry is None else entry.note
+
+    async def keep_reads(self, link: Key, reads: bytes) -> None:
+        """Keep what a link read, so that those who share the store need not do it to know."""
+        await self.store.add(link.digest, {}, reads)
+
     async def take(
         self, name: str, key: Key, again: Callable[[], Awaitable[_T | None]], claims: ExitStack
     ) -> _T | Deferred | None:

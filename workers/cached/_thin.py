@@ -104,7 +104,7 @@ class Thin:
 
     async def _found(self, item: ThinLink, key: Key) -> ThinLinked | None:
         """The plan of an earlier link of the same, with all that is to be compiled done."""
-        reads = await self.shelf.store.recall(key.digest)
+        reads = await self.shelf.reads(key)
         full = await self.keys.with_reads(key, reads) if reads is not None else None
         plan = await self.shelf.find(full) if full is not None else None
         if plan is None:
@@ -122,8 +122,9 @@ class Thin:
                     ThinCompile(name, bitcode[name], Path(), _COPY, _Linked(item, kept.key, kept=kept, done=done))
                 )
             regular = None
-            if plan.note["regular"]:
-                regular = await self._fetched(item, REGULAR_PART, plan, [EmitKind.OBJECT], Step.THIN_LINK)
+            if plan.note["regular"] is not None:
+                part = evolve(plan, note={**plan.note, "diagnostics": plan.note["regular"]})
+                regular = await self._fetched(item, REGULAR_PART, part, [EmitKind.OBJECT], Step.THIN_LINK)
                 if regular is None:
                     return None
                 regular = evolve(_placed(item, regular), cache=NOT_ASKED)
@@ -150,15 +151,16 @@ class Thin:
         full = await self.keys.with_reads(key, linked.reads)
         if full is None or any(isinstance(one, NoKey) for _, one in keys):
             return self.shelf.made(item.name, key, key.ingredients())
+        regular = linked.regular
         note = note_of(
             Engine.TOOLCHAIN,
             linked.diagnostics,
             compiles=[(name, one.digest) for name, one in keys],
             unneeded=linked.unneeded,
-            regular=linked.regular is not None,
+            regular=None if regular is None else note_of(regular.engine, regular.diagnostics)["diagnostics"],
         )
-        outputs = {} if linked.regular is None else {one.kind.value: one.path for one in linked.regular.artifacts}
-        await self.shelf.store.remember(key.digest, linked.reads)
+        outputs = {} if regular is None else {one.kind.value: one.path for one in regular.artifacts}
+        await self.shelf.keep_reads(key, linked.reads)
         return self.shelf.made(item.name, full, await self.shelf.keep(full, outputs, note))
 
     async def _known(self, item: ThinLink, one: ThinCompile) -> ThinCompile:
