@@ -41,6 +41,8 @@ from workers.work import (
     Link,
     LinkOptions,
     Module,
+    NeedsFatLto,
+    NeedsThinLto,
     Optimize,
     PreLink,
     Severity,
@@ -269,6 +271,11 @@ class Build:
             inspection.pre_linked,
         )
         todo = await self._loop.backend.look_up(work)
+        if isinstance(todo, NeedsThinLto | NeedsFatLto):
+            self._ledger.tell(ModuleQueued(module.name, step))
+            self._ledger.tell(ModuleStarted(module.name, step))
+            self._ledger.add([todo])
+            return
         held = len(module.content) if isinstance(module.content, bytes) else 0
         estimate = _COPY
         if isinstance(todo, Optimize):

@@ -58,18 +58,24 @@ LTO: Mapping[str, ThinLto | FatLto | None] = {"none": None, "thin": ThinLto(), "
 class Persistent(CachedBackend):
     """Looks items up and tries what was deferred again, as the loops do: has results where others have none yet."""
 
+    def at_once(self, item: Optimize) -> NeedsThinLto | NeedsFatLto | None:
+        return self._inner.at_once(item)
+
     async def compile(
         self, batch: Sequence[Optimize | CopyArtifacts]
     ) -> Sequence[Finished | NeedsThinLto | NeedsFatLto | Failed]:
-        todo = [await self.look_up(item) if isinstance(item, Optimize) else item for item in batch]
-        results = []
-        for item, first in zip(todo, await super().compile(todo), strict=True):
-            result = first
-            while isinstance(result, Deferred):
-                await result.released()
-                (result,) = await super().compile([item])
-            results.append(result)
-        return results
+        looked_up = [await self.look_up(item) if isinstance(item, Optimize) else item for item in batch]
+        todo = [item for item in looked_up if isinstance(item, Optimize | CopyArtifacts)]
+        done = iter([await self._until_done(*pair) for pair in zip(todo, await super().compile(todo), strict=True)])
+        return [next(done) if isinstance(item, Optimize | CopyArtifacts) else item for item in looked_up]
+
+    async def _until_done(
+        self, item: Optimize | CopyArtifacts, result: Finished | NeedsThinLto | NeedsFatLto | Failed | Deferred
+    ) -> Finished | NeedsThinLto | NeedsFatLto | Failed:
+        while isinstance(result, Deferred):
+            await result.released()
+            (result,) = await super().compile([item])
+        return result
 
     async def thin_compile(
         self, batch: Sequence[ThinCompile], *, keep_going: bool = True
@@ -128,7 +134,12 @@ class Desk:
         return Optimize(module, self.options, self.out, self.place / "repro", TARGET, 1, pre_link, bitcode)
 
     async def compile(self, *items: Optimize) -> Sequence[Finished | NeedsThinLto | NeedsFatLto | Failed | Deferred]:
-        return await self.cached.compile([await self.cached.look_up(item) for item in items])
+        return await self.cached.compile([await self.look_up(item) for item in items])
+
+    async def look_up(self, item: Optimize) -> Optimize | CopyArtifacts:
+        todo = await self.cached.look_up(item)
+        assert isinstance(todo, Optimize | CopyArtifacts)
+        return todo
 
     async def one(self, name: str, content: bytes | Path) -> Finished | Failed | Deferred:
         (result,) = await self.compile(self.item(name, content))

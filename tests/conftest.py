@@ -20,6 +20,16 @@ from workers.llvm.thin_engine import ThinEngine
 from workers.llvm.toolchain import find_toolchain
 
 
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where results are kept unless a test says otherwise: not at home, and nothing of another test. Not made."""
+    directory = tmp_path.with_name(f"{tmp_path.name}-cache")
+    monkeypatch.setenv("LTOD_CACHE_DIR", str(directory))
+    for name in ("LTOD_CACHE_SIZE", "LTOD_CACHE_REMOTE"):
+        monkeypatch.delenv(name, raising=False)
+    return directory
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory to work in, with temporary files inside of it, and an environment that says nothing."""

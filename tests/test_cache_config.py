@@ -1,4 +1,4 @@
-"""Layer: process. Where a coordinator keeps results: what is asked for, what the environment says, and no place at all."""
+"""Layer: process. Where a coordinator keeps results, and what it does where there is no place for them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ pytestmark = pytest.mark.process
 async def build(place: Path, cache: Cache | None, environ: dict[str, str]) -> tuple[BuildResult, str | None]:
     """Build something small; also gives what there is to know about the cache."""
     environ = {"PATH": os.environ["PATH"], "TMPDIR": str(place), **environ}
-    async with open_coordinator(jobs=1, cache=cache, environ=environ, short_lived=True) as coordinator:
-        async with coordinator.build(BuildConfig(out_dir=place / "out")) as one:
-            await one.submit(Module("good", GOOD_IR.encode()))
-            return await one.finish(), coordinator.cache_warning
+    async with (
+        open_coordinator(jobs=1, cache=cache, environ=environ, short_lived=True) as coordinator,
+        coordinator.build(BuildConfig(out_dir=place / "out")) as one,
+    ):
+        await one.submit(Module("good", GOOD_IR.encode()))
+        return await one.finish(), coordinator.cache_warning
 
 
 @pytest.mark.parametrize("named", [True, False])

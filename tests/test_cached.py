@@ -118,11 +118,11 @@ async def test_other_content_is_a_miss(desk: Desk) -> None:
 
 async def test_looking_up_says_what_is_left_to_do(desk: Desk) -> None:
     item = desk.item("m", b"x")
-    todo = await desk.cached.look_up(item)
+    todo = await desk.look_up(item)
     assert isinstance(todo, Optimize)
     assert todo == item
     await desk.cached.compile([todo])
-    again = await desk.cached.look_up(item)
+    again = await desk.look_up(item)
     assert isinstance(again, CopyArtifacts)
     assert again.item == item
     assert again.name == "m"
@@ -323,7 +323,7 @@ async def test_damage_in_the_store_is_a_miss(desk: Desk, tmp_path: Path, harm: s
     await desk.one("m", b"x")
     made = (desk.out / "m.o").read_bytes()
     item = desk.item("n", b"x")
-    todo = await desk.cached.look_up(item)
+    todo = await desk.look_up(item)
     assert isinstance(todo, CopyArtifacts)
     (blob,) = blobs(tmp_path)
     content = blob.read_bytes()
@@ -335,7 +335,7 @@ async def test_damage_in_the_store_is_a_miss(desk: Desk, tmp_path: Path, harm: s
     elif harm == "a directory":
         blob.mkdir()
     if when == "before":
-        todo = await desk.cached.look_up(item)
+        todo = await desk.look_up(item)
     (result,) = await desk.cached.compile([todo])
     assert use(result) is MISS
     assert (desk.out / "n.o").read_bytes() == made
@@ -346,7 +346,7 @@ async def test_damage_in_the_store_is_a_miss(desk: Desk, tmp_path: Path, harm: s
 
 async def test_everything_gone_at_once_is_a_miss(desk: Desk, store: LocalStore) -> None:
     await desk.one("m", b"x")
-    todo = await desk.cached.look_up(desk.item("n", b"x"))
+    todo = await desk.look_up(desk.item("n", b"x"))
     store.clear()
     (result,) = await desk.cached.compile([todo])
     assert use(result) is MISS
@@ -411,7 +411,7 @@ async def test_a_destination_that_is_no_place_for_it_is_that_modules_failure(
     (other.out / "a.o").mkdir()
     (other.out / "file").touch()
     items = [other.item(name, content) for name, content in (("a", b"x"), ("file/b", b"y"), ("c", b"z"))]
-    todo = [await other.cached.look_up(item) for item in items]
+    todo = [await other.look_up(item) for item in items]
     if how == "hit that is gone":
         store.clear()
     blocked, below_a_file, good = await other.cached.compile(todo)

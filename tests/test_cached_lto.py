@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import trio
 from attrs import evolve
 
 from tests.cached_samples import Desk, opened
+from workers.cached import CachedBackend
+from workers.fake_keys import FakeKeys
 from workers.fat import FatLink, FatLinked, FatPartition
+from workers.ingredients import Key
 from workers.store import LocalStore
 from workers.thin import REGULAR_PART, ThinLinked
 from workers.work import CacheOutcome, Deferred, Diagnostic, Failed, Finished, Severity, Step
@@ -145,6 +150,30 @@ async def test_what_a_plan_took_from_the_store_may_go_from_there(desk: Desk, oth
     linked = await other.thin_linked(MODULES)
     store.clear()
     assert uses([linked, *await other.cached.thin_compile(linked.compiles)]) == [HIT] * 4
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"compiles": [["a", "no digest"]], "unneeded": [], "regular": None},
+        {"compiles": 7, "unneeded": [], "regular": None},
+        {"compiles": [], "unneeded": None, "regular": True},
+        {"parts": [["fat-lto.0", "no digest"]], "needs": {}, "unneeded": []},
+        {"parts": [], "needs": [], "unneeded": []},
+        {"parts": None},
+        {},
+    ],
+)
+async def test_a_plan_that_makes_no_sense_is_a_miss(desk: Desk, store: LocalStore, note: dict[str, object]) -> None:
+    linked, _ = await thin(desk, MODULES)
+    merged, _ = await fat(desk, MODULES)
+    text = json.dumps({"engine": "toolchain", "diagnostics": [], **note}).encode() + b"\n[]"
+    for key in (linked.cache.key, merged.cache.key):
+        assert await store.add(key, {}, zlib.compress(text))
+    linked, results = await thin(desk, MODULES)
+    assert uses([linked, *results]) == [MISS, HIT, HIT, HIT]
+    merged, parts = await fat(desk, MODULES)
+    assert uses([merged, *parts]) == [MISS, HIT, HIT]
 
 
 async def test_a_plan_depends_on_what_the_link_read(desk: Desk, tmp_path: Path) -> None:
@@ -386,7 +415,8 @@ async def test_a_program_is_claimed_until_its_last_part_has_ended(
         assert early.cancelled_caught
         await desk.cached.fat_codegen(part)
         still = waiting
-    await still.released()
+    with trio.fail_after(10):
+        await still.released()
     shared, there = await merged(other, link)
     assert use(shared) is SHARED
     assert uses([await other.cached.fat_codegen(part) for part in there]) == [HIT, HIT]
@@ -471,6 +501,20 @@ async def test_equal_parts_of_one_program_are_made_once(desk: Desk) -> None:
     assert uses([linked, *results]) == [MISS, MISS, HIT]
     assert desk.made(Step.FAT_CODEGEN) == ["fat-lto.0"]
     assert uses([(await fat(desk, {"a": b"same", "b": b"same"}))[0]]) == [HIT]
+
+
+async def test_nothing_is_kept_of_what_was_made_of_files_that_changed(desk: Desk) -> None:
+    class Suspicious(FakeKeys):
+        def unchanged(self, key: Key) -> bool:
+            return False
+
+    desk.cached = CachedBackend(desk.fake, Suspicious(desk.fake), desk.store)
+    for _ in range(2):
+        linked, results = await thin(desk, MODULES)
+        assert uses([linked, *results]) == [MISS] * 4
+        merged, parts = await fat(desk, MODULES)
+        assert uses([merged, *parts]) == [MISS] * 3
+    assert desk.made(Step.PRE_LINK) == [*MODULES] * 4
 
 
 @pytest.mark.parametrize("how", ["miss", "hit", "whole program hit"])

@@ -563,7 +563,7 @@ async def test_a_question_whose_process_is_killed_is_no_wrong_request(tmp_path: 
     clang.chmod(0o755)
     with trio.fail_after(60):
         async with (
-            open_coordinator(toolchain=tmp_path, jobs=1, environ={}, short_lived=True) as coordinator,
+            open_coordinator(toolchain=tmp_path, jobs=1, environ={}, short_lived=True, cache=None) as coordinator,
             coordinator.build(BuildConfig(out_dir=tmp_path / "out")) as build,
         ):
             assert await build.submit(Module("good", GOOD_IR.encode()))

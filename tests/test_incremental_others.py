@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,30 @@ async def test_without_lto_an_edit_is_one_module_s(tmp_path: Path) -> None:
     assert again.made(Step.CODEGEN) == {"m07"}
     assert again.reason("m07", Step.CODEGEN) == "recompiled because its own code changed"
     assert again.reason("m00", Step.CODEGEN) == "nothing it is made of has changed"
+
+
+@pytest.mark.parametrize("lto", [ThinLto(), FatLto(partitions=2), None], ids=["thin", "fat", "none"])
+async def test_another_profile_under_the_same_name_is_a_miss(lto: ThinLto | FatLto | None, tmp_path: Path) -> None:
+    merge = shutil.which("llvm-profdata-22")
+    if merge is None:
+        pytest.skip("llvm-profdata-22 is not installed: it makes profiles")
+    profile = tmp_path / "p.profdata"
+
+    def train(count: int) -> None:
+        (tmp_path / "text").write_text(f":ir\nmain\n0\n1\n{count}\n")
+        subprocess.run([merge, "merge", "-o", profile, tmp_path / "text"], check=True)
+
+    step = Step.CODEGEN if lto is None else Step.PRE_LINK
+    lab = Lab(tmp_path, lto)
+    sources = {"main": "int main(void) { return 0; }\n"}
+    options = CodegenOptions(profile_use=profile)
+    train(5)
+    await lab.twins(sources, options=options)
+    assert (await lab.twins(sources, options=options)).outcomes(step) == {CacheOutcome.HIT}
+    train(50)
+    again = await lab.twins(sources, options=options)
+    assert again.made(step) == {"main"}
+    assert "profile" in again.reason("main", step)
 
 
 async def test_in_fat_lto_nothing_is_done_where_nothing_changed(tmp_path: Path) -> None:

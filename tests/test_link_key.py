@@ -254,6 +254,33 @@ def test_warnings_are_told_apart_from_files(checkout: Checkout) -> None:
     assert log._files == ["main.o", "a\rb.o"]
 
 
+def test_what_lld_says_of_its_progress_is_no_file(checkout: Checkout) -> None:
+    line = checkout.line()
+    said = (
+        b"ld.lld: set maximum concurrency to 16, specify --threads= to change\nld.lld: helper.o\n"
+        b"ld.lld: ICF needed 3 iterations\nld.lld: relaxation passes: 2\n"
+        b"ld.lld: detected cortex-a53-843419 erratum sequence starting at 2104FC in unpatched output.\n"
+    )
+
+    def reads() -> LinkReads | None:
+        log = LinkLog(line, [])
+        log._since += 3600
+        (checkout.root / "said").write_bytes(said)
+        with (checkout.root / "said").open("rb") as file:
+            log.read(file)
+        assert log.said() == b""
+        return log.reads()
+
+    found = reads()
+    assert found is not None
+    assert found.files == ("helper.o",)
+    # It may be what a file is called.
+    shutil.copy(checkout.root / "helper.o", checkout.root / "relaxation passes: 2")
+    found = reads()
+    assert found is not None
+    assert found.files == ("helper.o", "relaxation passes: 2")
+
+
 @pytest.fixture
 async def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LinkOptions:
     """A link of a program that needs a library."""

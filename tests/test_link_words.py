@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.llvm.link_words import INPUT, code_words, divided, expanded, is_plain_llvm_option, link_words
+from workers.llvm.link_words import INPUT, code_words, divided, expanded, is_plain_llvm_option, is_verbose, link_words
 from workers.llvm.lld_options import Effect, Word, parsed
 
 pytestmark = pytest.mark.pure
@@ -39,7 +39,7 @@ def no_file(path: Path) -> bool:
         (["-L"], [Word(Effect.LINK_PLACE, "-L", "")]),
         (
             ["--why-extract=x", "-why-extract=x"],
-            [Word(Effect.OUTPUT, "--why-extract", "x"), Word(Effect.UNKNOWN, "-why-extract=x")],
+            [Word(Effect.REPORT, "--why-extract", "x"), Word(Effect.UNKNOWN, "-why-extract=x")],
         ),
     ],
 )
@@ -145,6 +145,64 @@ def test_a_link_depends_on_all_but_the_shape_of_what_is_linked(tmp_path: Path) -
         "--wrap=malloc",
         "-shared",
     )
+
+
+def test_the_last_link_depends_on_what_shows(tmp_path: Path) -> None:
+    words = [
+        "-o",
+        "out",
+        "--build-id=sha1",
+        "-rpath",
+        "/x",
+        "-O2",
+        "--threads=4",
+        "--no-demangle",
+        "-lc",
+        "--gdb-index",
+    ]
+    assert link_words(words, tmp_path, no_file, final=True).words == (
+        "--build-id=sha1",
+        "-rpath=/x",
+        "-O=2",
+        "--no-demangle",
+        "-l=c",
+        "--gdb-index",
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-Map=m"],
+        ["--Map", "m"],
+        ["--cref"],
+        ["-t"],
+        ["-ymain"],
+        ["--trace-symbol=main"],
+        ["--print-gc-sections"],
+        ["--why-extract=w"],
+        ["--why-live=main"],
+        ["--out-implib=i"],
+        ["--dependency-file=d"],
+        ["--print-archive-stats=-"],
+        ["--print-memory-usage"],
+        ["--verbose"],
+        ["-v"],
+        ["--time-trace=t"],
+        ["--save-temps"],
+        ["--never-heard-of"],
+    ],
+)
+def test_the_last_link_may_be_asked_for_more(words: list[str], tmp_path: Path) -> None:
+    problem = link_words(words, tmp_path, no_file, final=True).problem
+    assert problem is not None
+    assert words[0].partition("=")[0][:2] in problem
+
+
+def test_lld_may_be_told_to_say_more() -> None:
+    assert is_verbose(["-shared", "-verbose"])
+    assert is_verbose(["--verbose"])
+    assert not is_verbose(["-o", "--verbose", "-v", "--verbose-bp-section-orderer"])
 
 
 def test_paths_do_not_tell_where_a_checkout_is(tmp_path: Path) -> None:

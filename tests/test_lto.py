@@ -395,13 +395,13 @@ def existing(names: Iterable[str]) -> set[str]:
     }
 
 
-THIN = ("lto/thin/*.py", "workers/thin.py", "workers/llvm/thin_*.py")
-FAT = ("lto/fat/*.py", "workers/fat.py", "workers/llvm/fat_*.py")
+THIN = ("lto/thin/*.py", "workers/thin.py", "workers/cached/_thin.py", "workers/llvm/thin_*.py")
+FAT = ("lto/fat/*.py", "workers/fat.py", "workers/cached/_fat.py", "workers/llvm/fat_*.py")
 
 
 @pytest.mark.parametrize(("here", "there"), [(THIN, "fat"), (FAT, "thin")])
 def test_fat_and_thin_never_import_each_other(here: Sequence[str], there: str) -> None:
-    foreign = (f"lto.{there}", f"workers.{there}", f"workers.llvm.{there}_")
+    foreign = (f"lto.{there}", f"workers.{there}", f"workers.cached._{there}", f"workers.llvm.{there}_")
     for path in files(*here):
         assert not [name for name in imports(path) if name.startswith(foreign)], path
 
@@ -411,7 +411,7 @@ def test_fat_and_thin_have_no_helper_of_their_own_in_common() -> None:
     thin = existing(set().union(*map(imports, files(*THIN))))
     fat = existing(set().union(*map(imports, files(*FAT))))
     own = {path for pattern in (*THIN, *FAT) for path in ROOT.glob(pattern)}
-    others = [path for path in files("coordinator/*.py", "workers/*.py", "workers/llvm/*.py") if path not in own]
+    others = [path for path in files("coordinator/*.py", "workers/*.py", "workers/*/*.py") if path not in own]
     # These join the seam together, so that they use both is no sign of a general use.
     others = [path for path in others if path.name not in ("_join.py", "backend.py", "_slots.py")]
     general = existing(set().union(*map(imports, others)))

@@ -81,6 +81,10 @@ class CodegenBackend(Protocol):
         """A directory for the files that pass between the steps of one build; removed when the context is left."""
         ...
 
+    def at_once(self, item: Optimize) -> NeedsThinLto | NeedsFatLto | None:
+        """The result of an item for which nothing has to be done; `None` for all others. No process, no thread."""
+        ...
+
     async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | NeedsThinLto | NeedsFatLto | Failed]:
         """Compile every item of `batch`: one result each, in the batch's order.
 

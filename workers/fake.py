@@ -6,8 +6,8 @@ anything else for success. `seconds=<float>` is how long it takes, `guess=<float
 `until=<path>` it takes until that file is there, and `<path>.begun` once it has begun. `warn=<word>` is a warning.
 In LTO, `link-fail` fails the link of all modules, `lto-fail` what comes of this module behind it, and a lazy module
 is needed if another one says so (`needs=<name>`); `regular-part` is compiled by a thin link itself, and
-`reads=<path>` is a file that a link reads as well, for the names of needed modules.
-What says that there is no key is in `workers.fake_keys`.
+`reads=<path>` is a file that a link reads as well, for the names of needed modules. Native objects may say `link-fail`,
+`warn=` and `reads=` to the last link. What says that there is no key is in `workers.fake_keys`.
 """
 
 from __future__ import annotations
@@ -101,6 +101,9 @@ class FakeBackend:
             Target(triple, layout[1].decode() if layout else "e"), len(content), Estimate(cost, 2**20, "fake")
         )
 
+    def at_once(self, item: Optimize) -> None:
+        """Nothing is without work here."""
+
     async def compile(self, batch: Sequence[Optimize]) -> Sequence[Finished | NeedsThinLto | NeedsFatLto | Failed]:
         """Do what each module's content says."""
         return [await self._compile(item) for item in batch]
@@ -111,10 +114,17 @@ class FakeBackend:
             raise RequestError(f"cannot link {link.output} for an unlinkable target")
 
     async def link(self, item: Link) -> Linked | Failed:
-        """Concatenate the objects."""
-        data = b"".join(file.path.read_bytes() for file in item.objects)
+        """Concatenate the objects. Native ones may say something, too."""
+        self.made.append((Step.LINK, item.name))
+        contents = [file.path.read_bytes() for file in item.objects]
+        if any(says(content, "link-fail") for content in contents):
+            return _failed_step(item.name, "the link fails", Step.LINK)
+        data = b"".join(contents)
         item.link.output.write_bytes(data)
-        return Linked(item.name, item.link.output, len(data), Engine.TOOLCHAIN, 0.0, 0)
+        warnings = _warnings(item.name, b"\n".join(contents))
+        return Linked(
+            item.name, item.link.output, len(data), Engine.TOOLCHAIN, 0.0, 0, warnings, reads=_reads(contents)
+        )
 
     def thin_estimate(self, item: ThinLink) -> Estimate:
         """Next to nothing."""

@@ -20,7 +20,7 @@ from workers.fat import FatLink, FatPartition
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
-from workers.work import CodegenOptions, NeedsFatLto, NeedsThinLto, Optimize
+from workers.work import CodegenOptions, Link, NeedsFatLto, NeedsThinLto, Optimize
 
 __all__ = ["FakeKeys", "KeyedFakeBackend"]
 
@@ -81,6 +81,15 @@ class FakeKeys:
         await trio.lowlevel.checkpoint()
         content = self.backend.passed(partition.bitcode)
         return _no_key(content) or _key(["partition", _kinds(partition.link.options)], {partition.name: content})
+
+    async def of_link(self, item: Link) -> Key | NoKey:
+        """The key of what was handed to a final link."""
+        await trio.lowlevel.checkpoint()
+        contents = {file.module: file.path.read_bytes() for file in item.objects}
+        if any(says(content, "nolinkkey") for content in contents.values()):
+            return NoKey("an object says so")
+        order = [(file.module, file.lazy) for file in item.objects]
+        return _key(["link", item.link.kind.value, item.link.arguments, item.exports, order], contents)
 
     async def with_reads(self, link: Key, reads: bytes) -> Key | None:
         """The key of a link, when it reads what `reads` says; `None` if that is gone."""

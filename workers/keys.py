@@ -8,7 +8,7 @@ from workers.fat import FatLink, FatPartition
 from workers.ingredients import Key, NoKey
 from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
-from workers.work import Optimize
+from workers.work import Link, Optimize
 
 __all__ = ["HasKeys", "Keys"]
 
@@ -40,10 +40,14 @@ class Keys(Protocol):
         """The key of a partition's outputs."""
         ...
 
+    async def of_link(self, item: Link) -> Key | NoKey:
+        """The key of what was handed to a final link, which may find and read more by itself."""
+        ...
+
     async def with_reads(self, link: Key, reads: bytes) -> Key | None:
         """The key of a link, when it reads what `reads` says; `None` if it would not do so now.
 
-        `link` is from `of_thin_link` or `of_fat_link`, `reads` from the result of a link with that key.
+        `link` is from `of_thin_link`, `of_fat_link` or `of_link`, `reads` from the result of a link with that key.
         """
         ...
 

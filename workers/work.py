@@ -5,6 +5,7 @@ Plain values only: no I/O, no LLVM, no trio. Everything here may be compared, ha
 
 from __future__ import annotations
 
+import builtins
 import enum
 import shlex
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sized
@@ -533,6 +534,8 @@ class Linked:
     seconds: float
     peak_rss_bytes: int
     diagnostics: tuple[Diagnostic, ...] = ()
+    reads: builtins.bytes | None = field(default=None, repr=False)
+    """What else the link read than it was given, in its backend's words; `None` where that is not known."""
     step: Step = field(default=Step.LINK, init=False)
     cache: CacheUse = NOT_ASKED
 

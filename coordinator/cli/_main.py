@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import os
 import signal
@@ -13,11 +14,7 @@ from typing import NoReturn
 
 import click
 
-from coordinator.cli._build import build
-from coordinator.cli._cache import cache
-from coordinator.cli._doctor import doctor, print_version
 from coordinator.cli._exit import ExitCode, Interrupted
-from coordinator.cli._explain import explain
 from coordinator.cli._report import Outcome, json_text
 from coordinator.cli._signals import StopSignals
 from coordinator.cli._terminal import OutputError, open_missing_descriptors, put, say
@@ -28,14 +25,35 @@ __all__ = ["run"]
 
 _COMPLETE = "_LTOD_COMPLETE"
 
+_ELSEWHERE = ("build", "cache", "doctor", "explain")
+"""Commands in modules of their own, which are loaded when they are asked for: a build that finds everything in the
+cache takes hardly longer than that."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted((*_ELSEWHERE, *super().list_commands(ctx)))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"coordinator.cli._{cmd_name}"), cmd_name)
+        return command
+
+
+def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    from coordinator.cli._doctor import print_version  # as above
+
+    print_version(ctx, option, wanted)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=print_version,
+    callback=_print_version,
     help="Show the versions of ltod and of its LLVMs, and exit.",
 )
 def ltod() -> None:
@@ -58,8 +76,7 @@ def completion(shell: str) -> int:
     return ExitCode.OK
 
 
-for command in (build, cache, completion, doctor, explain):
-    ltod.add_command(command)
+ltod.add_command(completion)
 
 
 def run(mask: Iterable[int]) -> NoReturn:

@@ -1,8 +1,8 @@
 """A backend that makes nothing twice: it asks the store first, and keeps what it had to make.
 
 What the loops use is `CachedBackend`, a decorator over any backend that can tell its items' keys (`workers.keys`).
-Compiling, ThinLTO and fat LTO have a module each; what they share is `_shelf`, which is about results and not about how
-they come about.
+Compiling, ThinLTO, fat LTO and linking have a module each; what they share is `_shelf`, which is about results and not
+about how they come about.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import trio
 from attrs import evolve
 
 from workers.backend import Backend, Inspection
 from workers.cached._codegen import Codegen
 from workers.cached._fat import Fat
+from workers.cached._link import Linking
 from workers.cached._shelf import Shelf
 from workers.cached._thin import Thin
 from workers.fat import FatLink, FatLinked, FatPartition
@@ -43,7 +45,7 @@ from workers.work import (
 
 __all__ = ["CachedBackend"]
 
-_LINKED = CacheUse(note="linking takes no longer than copying what was linked")
+_TAKEN = CacheUse(note="it is prepared for LTO, and taken as it is")
 
 
 class CachedBackend:
@@ -62,6 +64,7 @@ class CachedBackend:
             self._codegen = Codegen(inner, keys, shelf)
             self._thin = Thin(inner, keys, shelf)
             self._fat = Fat(inner, keys, shelf)
+            self._linking = Linking(inner, keys, shelf)
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -101,8 +104,15 @@ class CachedBackend:
                 claims.callback(self._claims.pop, path)
             yield path
 
-    async def look_up(self, item: Optimize) -> Optimize | CopyArtifacts:
-        """What is left to do for an item: itself, or to copy what was made of it before. Starts no process."""
+    async def look_up(self, item: Optimize) -> Optimize | CopyArtifacts | NeedsThinLto | NeedsFatLto:
+        """What is left to do for an item: itself, to copy what was made of it before, or nothing: then its result.
+
+        Starts no process.
+        """
+        done = self._inner.at_once(item)
+        if done is not None:
+            await trio.lowlevel.checkpoint()
+            return done if self._codegen is None else evolve(done, cache=_TAKEN)
         return item if self._codegen is None else await self._codegen.look_up(item)
 
     async def compile(
@@ -114,9 +124,8 @@ class CachedBackend:
         return await self._codegen.compile(batch)
 
     async def link(self, item: Link) -> Linked | Failed:
-        """As `inner`."""
-        linked = await self._inner.link(item)
-        return linked if self._codegen is None else evolve(linked, cache=_LINKED)
+        """As `inner`; what is linked already, and still in its place, is left there, with a new time."""
+        return await (self._inner.link(item) if self._codegen is None else self._linking.link(item))
 
     def thin_estimate(self, item: ThinLink) -> Estimate:
         """As `inner`."""

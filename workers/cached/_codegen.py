@@ -144,8 +144,11 @@ class Codegen:
 
     async def _make(self, todo: Sequence[_Todo]) -> dict[int, _Done]:
         """Compile in a directory of ours, so that nobody can change an output before it is kept."""
-        with self.inner.workspace() as staging:
-            inner = [evolve(one.item, out_dir=staging / str(one.index)) for one in todo]
+        with ExitStack() as until_kept:
+            inner = [one.item for one in todo]
+            if any(item.pre_link is None for item in inner):  # the others' outputs are the build's own
+                staging = until_kept.enter_context(self.inner.workspace())
+                inner = [evolve(one.item, out_dir=staging / str(one.index)) for one in todo]
             made = await self.inner.compile(inner)
             return {one.index: await self._settled(one, result) for one, result in zip(todo, made, strict=True)}
 

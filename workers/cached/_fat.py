@@ -155,8 +155,8 @@ class Fat:
                 needs=needs,
                 cache=self.shelf.use(item.name, whole, key),
             )
-        except (KeyError, OSError):
-            return None
+        except (AttributeError, KeyError, OSError, TypeError, ValueError):
+            return None  # gone, or not what one of us has written
         for part in parts:
             ready(part)
         return linked

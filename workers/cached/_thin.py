@@ -128,18 +128,18 @@ class Thin:
                 if regular is None:
                     return None
                 regular = evolve(_placed(item, regular), cache=NOT_ASKED)
-        except (KeyError, OSError):
-            return None
-        return ThinLinked(
-            item.name,
-            tuple(compiles),
-            tuple(plan.note["unneeded"]),
-            regular,
-            0.0,
-            0,
-            plan.diagnostics(item.name),
-            cache=self.shelf.use(item.name, plan),
-        )
+            return ThinLinked(
+                item.name,
+                tuple(compiles),
+                tuple(plan.note["unneeded"]),
+                regular,
+                0.0,
+                0,
+                plan.diagnostics(item.name),
+                cache=self.shelf.use(item.name, plan),
+            )
+        except (AttributeError, KeyError, OSError, TypeError, ValueError):
+            return None  # gone, or not what one of us has written
 
     async def _keep_plan(
         self, item: ThinLink, key: Key, linked: ThinLinked, compiles: Sequence[ThinCompile]

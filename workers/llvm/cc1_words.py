@@ -86,6 +86,7 @@ _ALONE = frozenset(
         "-fno-use-cxa-atexit",
         "-fno-use-init-array",
         "-fno-verbose-asm",
+        "-fprofile-instrument-use",
         "-fregister-global-dtors-with-atexit",
         "-fropi",
         "-frwpi",

@@ -13,8 +13,9 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -27,9 +28,7 @@ from workers.llvm.bitcode import Header
 from workers.llvm.cc1 import SUFFIX, check_options, check_triple, options_key
 from workers.llvm.choice import LLVMLITE_BYTES, choose, estimate, host_triple, own_triple
 from workers.llvm.content import stamp_of
-from workers.llvm.fat_engine import FatEngine
 from workers.llvm.inputs import inspect_content, llvm_content
-from workers.llvm.keys import LlvmKeys
 from workers.llvm.link import link
 from workers.llvm.link_driver import DriverError, check_link
 from workers.llvm.lld_line import LldLines
@@ -39,9 +38,8 @@ from workers.llvm.llvmlite_request import unsupported
 from workers.llvm.oom import OomWatch
 from workers.llvm.outputs import finish, stem
 from workers.llvm.planner import NotNowError, Planner
-from workers.llvm.pre_link import AS_IS, PreLinked, check_lto, finish_pre_link, is_as_is, take_as_is
+from workers.llvm.pre_link import AS_IS, PreLinked, check_lto, finish_pre_link, is_as_is, take_as_is, take_file
 from workers.llvm.profile import check_profile
-from workers.llvm.thin_engine import ThinEngine
 from workers.llvm.toolchain import LLVM_MAJOR, Toolchain, ask_toolchain
 from workers.llvm.toolchain_engine import Report, Task, ToolchainEngine
 from workers.placing import check_destinations
@@ -67,6 +65,11 @@ from workers.work import (
     Step,
     Target,
 )
+
+if TYPE_CHECKING:
+    from workers.llvm.fat_engine import FatEngine
+    from workers.llvm.keys import LlvmKeys
+    from workers.llvm.thin_engine import ThinEngine
 
 __all__ = ["LlvmBackend", "open_llvm_backend"]
 
@@ -96,18 +99,29 @@ class LlvmBackend:
         environ: Mapping[str, str],
         llvmlite_bytes: int,
     ) -> None:
-        versions, oom = partial(_versions, toolchain), OomWatch()
         self.toolchain = toolchain
+        self._versions = partial(_versions, toolchain)
+        self._oom = OomWatch()
         self._llvmlite_bytes = llvmlite_bytes
         self._scratch = scratch
         self._environ = environ
         self._headers: dict[str, tuple[State, Header]] = {}
         self._planner = Planner(toolchain, scratch)
         self._lines = LldLines(toolchain, scratch, environ)
-        self._tools = ToolchainEngine(toolchain, self._planner, scratch, versions, oom)
-        self._llvmlite = LlvmliteEngine(pool, versions, oom)
-        self._thin = ThinEngine(toolchain, self._planner, self._lines, scratch, versions, oom)
-        self._fat = FatEngine(toolchain, self._planner, self._lines, scratch, versions, oom)
+        self._tools = ToolchainEngine(toolchain, self._planner, scratch, self._versions, self._oom)
+        self._llvmlite = LlvmliteEngine(pool, self._versions, self._oom)
+
+    @cached_property
+    def _thin(self) -> ThinEngine:
+        from workers.llvm.thin_engine import ThinEngine  # a build has one kind of LTO at the most
+
+        return ThinEngine(self.toolchain, self._planner, self._lines, self._scratch, self._versions, self._oom)
+
+    @cached_property
+    def _fat(self) -> FatEngine:
+        from workers.llvm.fat_engine import FatEngine  # as above
+
+        return FatEngine(self.toolchain, self._planner, self._lines, self._scratch, self._versions, self._oom)
 
     def check(self, options: CodegenOptions) -> None:
         """Refuse options that cannot be honoured whatever the modules. Raises `RequestError`."""
@@ -181,6 +195,8 @@ class LlvmBackend:
 
     def keys(self, store: Store) -> LlvmKeys:
         """The keys of what this backend makes; what takes long to find out is kept in `store`."""
+        from workers.llvm.keys import LlvmKeys  # builds without a cache need none
+
         return LlvmKeys(self.toolchain, self._planner, self._lines, self._scratch, self._llvmlite_bytes, store)
 
     @contextmanager
@@ -194,6 +210,10 @@ class LlvmBackend:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+    def at_once(self, item: Optimize) -> NeedsThinLto | None:
+        """The result of an item that is prepared for ThinLTO, and can be taken where it lies."""
+        return take_file(item) if _is_as_is(item) else None
 
     async def compile(self, batch: Sequence[Optimize]) -> Sequence[_Result]:
         """Compile every item; the contract is `workers.backend.CodegenBackend`'s."""

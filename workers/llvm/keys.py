@@ -31,10 +31,11 @@ from workers.llvm.fat_key import partition_key, reduce_partition
 from workers.llvm.form import Form
 from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
 from workers.llvm.inputs import llvm_content
+from workers.llvm.key_options import given_options, option_ingredients
 from workers.llvm.link_driver import DriverError
 from workers.llvm.link_key import LinkInput, LinkReads, first_key, line_words, second_key
-from workers.llvm.link_words import code_words, divided, expanded
-from workers.llvm.lld_line import LldLines
+from workers.llvm.link_words import LinkWords, code_words, divided, expanded
+from workers.llvm.lld_line import LldLine, LldLines
 from workers.llvm.planner import Planner
 from workers.llvm.pre_link import is_as_is
 from workers.llvm.thin_key import shard_facts
@@ -44,15 +45,22 @@ from workers.llvm.toolchain_engine import forms_of
 from workers.llvm.value_names import value_names
 from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
-from workers.work import CodegenOptions, Engine, LinkFile, NeedsFatLto, NeedsThinLto, Optimize, Step
+from workers.work import (
+    CodegenOptions,
+    Engine,
+    Link,
+    LinkFile,
+    LinkKind,
+    NeedsFatLto,
+    NeedsThinLto,
+    Optimize,
+    Step,
+)
 
 __all__ = ["LlvmKeys"]
 
 _FORMAT = 1
 """Of keys. Another one makes misses of all that was kept."""
-
-_NOT_OF_RESULTS = frozenset({"emit", "engine", "memory_limit", "print_passes", "profile_use", "time_limit"})
-"""Options that a result does not depend on, or that have a place of their own in keys."""
 
 
 @frozen
@@ -163,9 +171,39 @@ class LlvmKeys:
         if digest is None:
             return NoKey("its bitcode cannot be read")
         options = partition.link.options
-        said = _option_ingredients(_options(options), sorted(kind.value for kind in options.emit))
+        said = option_ingredients(given_options(options), sorted(kind.value for kind in options.emit))
         key = partition_key(partition, digest, (*self._tool_ingredients(tools), *said))
         return key if isinstance(key, NoKey) else _LlvmKey(key.digest, key.ingredients, _witnesses(tools))
+
+    async def of_link(self, item: Link) -> Key | NoKey:
+        """The key of what was handed to a final link.
+
+        It tells where files are: a library that has no name of its own is known by its path in what is linked, and
+        linker scripts choose files by their paths.
+        """
+        if item.link.kind is LinkKind.STATIC:
+            return NoKey("a static library is made as quickly as it could be compared")
+        try:
+            paths = [_path_of(file) for file in item.objects]
+            line = await self._lines.line(item.link, item.exports, paths, item.options, item.target)
+            words = line_words(line, final=True)
+            if words.problem is not None:
+                return NoKey(words.problem)
+            places = [
+                str(line.directory),
+                [[str(path), file.module in item.from_lto] for path, file in zip(paths, item.objects, strict=True)],
+                [path for _, path in words.files if self._scratch not in Path(path).parents],
+            ]
+            more = (
+                # A library's first version is called after its file.
+                Ingredient(IngredientKind.SUMMARY, "the name of what is linked", item.name),
+                Ingredient(IngredientKind.SUMMARY, "the places of its files", _digest(places)),
+            )
+            return await self._line(Step.LINK, line, words, item.objects, more)
+        except _NoKeyError as error:
+            return NoKey(*error.args)
+        except (DriverError, OSError) as error:
+            return NoKey(f"its key cannot be told: {error}")
 
     async def with_reads(self, link: Key, reads: bytes) -> Key | None:
         """The key of a link, when it reads what `reads` says."""
@@ -207,7 +245,7 @@ class LlvmKeys:
         if options.profile_use is not None:
             profile = [await self._digests.of(options.profile_use)]
         witnesses += profile
-        said = _options(options)
+        said = given_options(options)
         kinds = sorted(kind.value for kind in options.emit) if item.pre_link is None else [item.pre_link.value]
         made_of = {
             "step": item.pre_link.value if item.pre_link is not None else "codegen",
@@ -226,7 +264,7 @@ class LlvmKeys:
         def ingredients() -> tuple[Ingredient, ...]:
             return (
                 *self._tool_ingredients(tools),
-                *_option_ingredients(said, kinds),
+                *option_ingredients(said, kinds),
                 *(Ingredient(IngredientKind.FILE, "profile", one.digest) for one in profile),
                 Ingredient(IngredientKind.MODULE, item.name, digest),
             )
@@ -258,7 +296,7 @@ class LlvmKeys:
             raise _NoKeyError(words.problem, True)
         files = [await self._digests.of(plan.line.directory / path) for path in words.files]
         modules = {str(path): await self._digests.of(path) for path in plan.paths.values()}
-        said, kinds = _options(options), sorted(kind.value for kind in options.emit)
+        said, kinds = given_options(options), sorted(kind.value for kind in options.emit)
         triple = options.target_triple or item.target.triple
         made_of = {
             "step": "thin-backend",
@@ -277,7 +315,7 @@ class LlvmKeys:
         }
         ingredients = (
             *self._tool_ingredients(tools),
-            *_option_ingredients(said, kinds),
+            *option_ingredients(said, kinds),
             *(Ingredient(IngredientKind.OPTION, *divided(word)) for word in words.words),
             *(Ingredient(IngredientKind.FILE, Path(one.path).name, one.digest) for one in files),
         )
@@ -290,32 +328,41 @@ class LlvmKeys:
         try:
             paths = [_path_of(file) for file in item.files]
             line = await self._lines.line(item.link, item.exports, paths, options, item.target)
-            words = line_words(line)
-            files = [await self._digests.of(line.directory / path) for _, path in words.files]
-            inputs = [await self._digests.of(path) for path in paths]
-            tools = await self._tools()
             triple = options.target_triple or item.target.triple
             cpu = await self._plan_words(triple, options, Form.CODE) if options.target_cpu else ()
+            kinds = sorted(kind.value for kind in options.emit)
+            said = (
+                *option_ingredients(given_options(options), kinds),
+                *(Ingredient(IngredientKind.OPTION, word) for word in cpu),
+                *more,
+            )
+            return await self._line(step, line, line_words(line), item.files, said)
         except _NoKeyError as error:
             return NoKey(*error.args)
         except (DriverError, RequestError, OSError) as error:
             return NoKey(f"its key cannot be told: {error}")
-        kinds = sorted(kind.value for kind in options.emit)
-        said = (
-            *self._tool_ingredients(tools),
-            *_option_ingredients(_options(options), kinds),
-            *(Ingredient(IngredientKind.OPTION, word) for word in cpu),
-            *more,
-        )
+
+    async def _line(
+        self,
+        step: Step,
+        line: LldLine,
+        words: LinkWords,
+        files: Sequence[NeedsThinLto | NeedsFatLto | LinkFile],
+        more: Sequence[Ingredient],
+    ) -> Key | NoKey:
+        """The key of a link of `files` with `line`, whose `words` matter. Raises `OSError`, `_NoKeyError`."""
+        named = [await self._digests.of(line.directory / path) for _, path in words.files]
+        own = [await self._digests.of(_path_of(file)) for file in files]
+        tools = await self._tools()
         given = [
             LinkInput(_name_of(file), witness.digest, file.lazy, isinstance(file, LinkFile) and file.given)
-            for file, witness in zip(item.files, inputs, strict=True)
+            for file, witness in zip(files, own, strict=True)
         ]
-        by_path = {path: witness.digest for (_, path), witness in zip(words.files, files, strict=True)}
-        first = first_key(step, line, words, given, by_path, said)
+        by_path = {path: witness.digest for (_, path), witness in zip(words.files, named, strict=True)}
+        first = first_key(step, line, words, given, by_path, (*self._tool_ingredients(tools), *more))
         if isinstance(first, NoKey):
             return first
-        return _LinkKey(first.digest, first.ingredients, (*_witnesses(tools), *files, *inputs), line.directory)
+        return _LinkKey(first.digest, first.ingredients, (*_witnesses(tools), *named, *own), line.directory)
 
     async def _plan_words(self, triple: str, options: CodegenOptions, form: Any) -> Sequence[str]:
         """What clang is told. Raises `RequestError`, `_NoKeyError`."""
@@ -378,33 +425,3 @@ def _shown(file: NeedsThinLto | LinkFile) -> bytes:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()
-
-
-def _options(options: CodegenOptions) -> dict[str, Any]:
-    """The options that results follow from, as far as they were given."""
-    said: dict[str, Any] = {}
-    for attribute in options.__attrs_attrs__:
-        value = getattr(options, attribute.name)
-        if attribute.name in _NOT_OF_RESULTS or value == attribute.default:
-            continue
-        said[attribute.name] = _plain(value)
-    return {"opt_level": options.opt_level.value, **said}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, frozenset):
-        return sorted(_plain(one) for one in value)
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return getattr(value, "value", value)
-
-
-def _option_ingredients(said: dict[str, Any], kinds: Sequence[str]) -> Iterable[Ingredient]:
-    for name, value in said.items():
-        option = "-O" if name == "opt_level" else f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            yield Ingredient(IngredientKind.OPTION, option if value else f"--no-{option[2:]}")
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield Ingredient(IngredientKind.OPTION, option, text)
-    yield Ingredient(IngredientKind.OPTION, "--emit", ",".join(kinds))

@@ -16,20 +16,22 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from workers.action import Action, ActionResult, run
 from workers.keeper import unused_name, watched
 from workers.llvm.elf import is_shared_library, symbol_names
 from workers.llvm.failures import describe_signal
 from workers.llvm.link_driver import DriverError, check_link, choose_archiver
+from workers.llvm.link_key import LinkLog
 from workers.llvm.link_messages import explain_link
-from workers.llvm.lld_line import LldLines, in_directory, through_file
+from workers.llvm.link_words import expanded, is_verbose
+from workers.llvm.lld_line import LldLine, LldLines, in_directory, through_file
 from workers.llvm.sections import ObjectError
 from workers.llvm.toolchain import Toolchain
 from workers.placing import landing, place
@@ -52,13 +54,24 @@ _MAX_ARGUMENTS = 64 * 1024
 """Bytes of members' paths that an archiver is given directly; more go through a file."""
 
 
+_AT_DIRECTORY = ("/bin/sh", "-c", 'exec 9<"$0" && exec "$@"')
+"""Begins a command that finds a directory, the next word, at `_DIRECTORY`, wherever it is."""
+
+_DIRECTORY = Path("/proc/self/fd/9")
+
+
 @frozen
 class _Command:
+    """`output` is the path that the command writes to."""
+
     argv: tuple[str, ...]
+    output: Path
     directory: Path
     environment: Mapping[str, str]
     remarks: str = ""
     note: str | None = None
+    log: LinkLog | None = None
+    """What takes apart the words of a linker that was made to say what it reads."""
 
 
 async def link(
@@ -80,21 +93,32 @@ async def link(
                 command = _archive(item, toolchain, files, output, scratch, environ)
             else:
                 command = await _program(item, lines or LldLines(toolchain, scratch, environ), files, output, scratch)
-            async with run(_action(command, item), scratch) as result:
+            log = command.log
+            async with run(_action(command, item), scratch, stderr_to=log.read if log is not None else None) as result:
+                if log is not None:
+                    result = evolve(result, stderr=log.said())
                 problem = _problem(result, output)
-                known = {**names, str(output): str(item.link.output)}
+                known = {**names, str(command.output): str(item.link.output)}
                 text = await trio.to_thread.run_sync(
                     partial(explain_link, result.stderr, known, item.modules, needs=item.needs, made=item.from_lto)
                 )
                 if problem is not None:
                     return _failed(item, f"{problem}{': ' if text else ''}{text}", started, result.peak_rss_bytes)
                 size = output.stat().st_size
+                reads = await trio.to_thread.run_sync(_reads, command, item.link.output)
                 _put(output, item.link.output)
                 seconds = trio.current_time() - started
                 note = command.note if seconds > _NOTEWORTHY_SECONDS else None
                 diagnostics = _remarks(item, (command.remarks, text), note)
                 return Linked(
-                    item.name, item.link.output, size, Engine.TOOLCHAIN, seconds, result.peak_rss_bytes, diagnostics
+                    item.name,
+                    item.link.output,
+                    size,
+                    Engine.TOOLCHAIN,
+                    seconds,
+                    result.peak_rss_bytes,
+                    diagnostics,
+                    reads,
                 )
     except DriverError as error:
         return _failed(item, str(error), started)
@@ -184,8 +208,27 @@ async def _program(item: Link, lines: LldLines, files: Sequence[str], output: Pa
     line.check_members(file.module for file in item.objects if file.lazy and not file.given)
     pairs = [(path, file.lazy) for path, file in zip(files, item.objects, strict=True)]
     wanted = await trio.to_thread.run_sync(_wrappers, item, line.option("wrap"))
-    argv = line.argv(pairs, str(output), [f"--undefined={name}" for name in wanted], scratch / "objects.rsp")
-    return _Command(argv, line.directory, {**line.environment, "TMPDIR": str(scratch)}, line.remarks, line.note)
+    extra = [f"--undefined={name}" for name in wanted]
+    # Who asks for it himself wants to see it.
+    log = None if is_verbose(expanded((*line.head, *line.tail), line.directory)) else LinkLog(line, files)
+    if log is not None:
+        extra.append("--verbose")
+    prefix: tuple[str, ...] = ()
+    if _shows_path(item, line):
+        prefix, output = (*_AT_DIRECTORY, str(output.parent)), _DIRECTORY / output.name
+    argv = (*prefix, *line.argv(pairs, str(output), extra, scratch / "objects.rsp"))
+    environment = {**line.environment, "TMPDIR": str(scratch)}
+    return _Command(argv, output, line.directory, environment, line.remarks, line.note, log)
+
+
+def _shows_path(item: Link, line: LldLine) -> bool:
+    """Whether the path that lld writes to may be in what it writes.
+
+    That is so where symbols have versions and the library has no name of its own: then the first version is called
+    after the path.
+    """
+    scripts = len(line.option("version-script")) - bool(item.exports)
+    return scripts > 0 and not line.option("soname")
 
 
 def _wrappers(item: Link, wrapped: Sequence[str]) -> list[str]:
@@ -221,7 +264,7 @@ def _archive(
     members = [*files, *map(str, inputs)]
     if sum(map(len, members)) > _MAX_ARGUMENTS:
         members = [through_file(members, scratch / "members.rsp")]
-    return _Command((*archiver.argv, operation, str(output), *members), Path.cwd(), {"LC_ALL": "C.UTF-8"})
+    return _Command((*archiver.argv, operation, str(output), *members), output, Path.cwd(), {"LC_ALL": "C.UTF-8"})
 
 
 def _action(command: _Command, item: Link) -> Action:
@@ -252,6 +295,18 @@ def _problem(result: ActionResult, output: Path) -> str | None:
 def _is_full(directory: Path) -> bool:
     disk = os.statvfs(directory)
     return disk.f_bavail * disk.f_frsize < _FULL_BYTES
+
+
+def _reads(command: _Command, output: Path) -> bytes | None:
+    """What the link read, as long as its output is not in its place; `None` where there is no telling."""
+    reads = command.log.reads() if command.log is not None else None
+    if reads is None:
+        return None
+    with suppress(FileNotFoundError):
+        replaced = output.stat()
+        if any(os.path.samestat(path.stat(), replaced) for path in reads.paths(command.directory)):
+            return None
+    return reads.to_bytes()
 
 
 def _remarks(item: Link, texts: Sequence[str], note: str | None) -> tuple[Diagnostic, ...]:

@@ -37,6 +37,12 @@ _SETTLED_SECONDS = 0.1
 _MODULES = "(modules)"
 """Stands among a line's words where its modules go."""
 
+_OF_PROGRESS = re.compile(
+    r"set maximum concurrency to \d+, specify --threads= to change|ICF needed \d+ iterations|relaxation passes: \d+"
+    r"|detected cortex-\S+ erratum sequence starting at .* in unpatched output\."
+)
+"""What lld says besides, with `--verbose`."""
+
 _HAS_TO_SAY = re.compile(rb"(fatal error|error|warning|note|remark): ")
 _THIN_ARCHIVE = b"!<thin>\n"
 _NO_SCRIPTS = (b"\x7fELF", b"!<arch>\n", _THIN_ARCHIVE, b"BC\xc0\xde", b"\xde\xc0\x17\x0b")
@@ -84,7 +90,8 @@ class LinkReads:
 
     def holds(self, directory: Path) -> bool:
         """Whether what was not there still is not. What was read may be gone or be another file all the same."""
-        return not any(os.path.lexists(directory / path) for path in self.absent)
+        # There are hundreds, and a `Path` for each takes longer than asking.
+        return not any(os.path.lexists(os.path.join(directory, path)) for path in self.absent)  # noqa: PTH118
 
 
 class LinkLog:
@@ -131,13 +138,15 @@ class LinkLog:
             return None
 
 
-def line_words(line: LldLine, extra: Iterable[str] = ()) -> LinkWords:
-    """The words that a link with `line` depends on, and `extra` ones behind it. Reads response files; raises `OSError`.
+def line_words(line: LldLine, *, final: bool = False) -> LinkWords:
+    """The words that a link with `line` depends on, see `link_words`. Reads response files; raises `OSError`.
 
     lld's own path is not among them, nor is anything that leads to outputs: that is the caller's to leave out.
     """
-    words = line.head[_program_words(line.head) :], (*line.tail, *extra)
-    before, behind = (link_words(expanded(one, line.directory), line.directory, Path.is_file) for one in words)
+    words = line.head[_program_words(line.head) :], line.tail
+    before, behind = (
+        link_words(expanded(one, line.directory), line.directory, Path.is_file, final=final) for one in words
+    )
     return LinkWords(
         (*before.words, _MODULES, *behind.words),
         before.files + behind.files,
@@ -212,6 +221,8 @@ def _reads(
     places = dict.fromkeys((*words.directories, ""))
     for name in dict.fromkeys(log):
         path = directory / name
+        if _OF_PROGRESS.fullmatch(name) and not os.path.lexists(path):
+            continue
         with open_file(path) as view:
             head = view[:8]
             if head == _THIN_ARCHIVE:

@@ -1,4 +1,4 @@
-"""What a link depends on among ld.lld's words: generating code, and the link as a whole.
+"""What a link depends on among ld.lld's words: generating code, the resolution of symbols, and the link as a whole.
 
 Keys are made of words, so a word must not be dropped unless it is known not to matter. One that nobody knows makes
 whoever asks do without a key.
@@ -15,7 +15,17 @@ from attrs import frozen
 
 from workers.llvm.lld_options import Effect, Word, parsed
 
-__all__ = ["INPUT", "CodeWords", "LinkWords", "code_words", "divided", "expanded", "is_plain_llvm_option", "link_words"]
+__all__ = [
+    "INPUT",
+    "CodeWords",
+    "LinkWords",
+    "code_words",
+    "divided",
+    "expanded",
+    "is_plain_llvm_option",
+    "is_verbose",
+    "link_words",
+]
 
 INPUT = "(input)"
 """Stands for an input among words."""
@@ -52,7 +62,7 @@ class CodeWords:
 
 @frozen
 class LinkWords:
-    """What the resolution of symbols, and LTO, depend on among a line's words; as `CodeWords`.
+    """What the resolution of symbols, and LTO, or the linked file depend on among a line's words; as `CodeWords`.
 
     `files` have with them what to call them: the option, or an input's own name. `directories` are searched for
     libraries, in this order; `root` is what the system's paths are below.
@@ -136,10 +146,13 @@ def code_words(words: Iterable[str]) -> CodeWords:
     return CodeWords(tuple(kept), tuple(files))
 
 
-def link_words(words: Iterable[str], directory: Path, is_file: Callable[[Path], bool]) -> LinkWords:
-    """What a link in `directory` depends on, up to where its objects are known; response files must be `expanded`.
+def link_words(
+    words: Iterable[str], directory: Path, is_file: Callable[[Path], bool], *, final: bool = False
+) -> LinkWords:
+    """What a link in `directory` depends on; response files must be `expanded`.
 
-    Paths below the directory become relative to it. What only shows in the linked file is left out.
+    Paths below the directory become relative to it. What only shows in the linked file is left out unless the link is
+    the `final` one, which may not be told to write or say anything else, for that would be missed.
     """
     kept: list[str] = []
     files: list[tuple[str, str]] = []
@@ -147,6 +160,8 @@ def link_words(words: Iterable[str], directory: Path, is_file: Callable[[Path], 
     root = ""
     for word in parsed(words):
         problem = _problem(word)
+        if final and word.effect is Effect.REPORT:
+            problem = f"{word} asks for more than what is linked"
         if problem is not None:
             return LinkWords(problem=problem)
         value = word.value or ""
@@ -160,12 +175,19 @@ def link_words(words: Iterable[str], directory: Path, is_file: Callable[[Path], 
                 else:
                     places.append(value)
                 kept.append(f"{word.text}={_relative(value, directory)}")
-            case Effect.NOTHING | Effect.OUTPUT:
+            case Effect.OUTPUT if final:
+                kept.append(_spelled(word))
+            case Effect.NOTHING | Effect.OUTPUT | Effect.REPORT:
                 pass
             case _:
                 kept.append(_spelled(word))
     directories = (root + one[1:] if one.startswith("=") else one for one in places)
     return LinkWords(tuple(kept), tuple(files), tuple(directories), root)
+
+
+def is_verbose(words: Iterable[str]) -> bool:
+    """Whether lld is told to say what it does; response files must be `expanded`."""
+    return any(word.text.lstrip("-") == "verbose" for word in parsed(words))
 
 
 def divided(word: str) -> tuple[str, str]:
@@ -197,9 +219,5 @@ def _llvm_option(word: Word) -> str:
 
 def _relative(path: str, directory: Path) -> str:
     """`path`, relative to `directory` if it is below."""
-    if not path.startswith("/"):
-        return path
-    try:
-        return f"./{Path(path).relative_to(directory)}"
-    except ValueError:
-        return path
+    above = f"{directory}/"
+    return f"./{path.removeprefix(above)}" if path.startswith(above) else path

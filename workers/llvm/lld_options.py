@@ -33,7 +33,9 @@ class Effect(enum.Enum):
     LINK_PLACE = "link place"
     """The same, by what is in a directory."""
     OUTPUT = "output"
-    """What the linked file looks like, or what else the final link writes."""
+    """What the linked file looks like, or what messages do."""
+    REPORT = "report"
+    """What else the final link writes, or says."""
     NOTHING = "nothing"
     """How the work is done."""
     FILE = "file"
@@ -108,16 +110,18 @@ _OPTIONS = {
     Effect.OUTPUT: """
         build-id build-id=. compress-debug-sections= --compress-sections= --debug-names --no-debug-names --gdb-index
         --no-gdb-index hash-style= rpath= -R~ soname= -h~ dynamic-linker= enable-new-dtags disable-new-dtags -O~
-        --package-metadata=. --pack-dyn-relocs= --use-android-relr-tags --no-use-android-relr-tags Map= print-map -M
-        --cref print-gc-sections --print-gc-sections=. no-print-gc-sections print-icf-sections no-print-icf-sections
-        print-archive-stats=. --print-archive-stats=. print-symbol-order= print-memory-usage trace -t trace-symbol= -y~
-        --why-extract=. --why-live= --out-implib= verbose --verbose-bp-section-orderer
+        --package-metadata=. --pack-dyn-relocs= --use-android-relr-tags --no-use-android-relr-tags
+        --color-diagnostics --color-diagnostics=. --no-color-diagnostics --vs-diagnostics demangle no-demangle
+    """,
+    Effect.REPORT: """
+        Map= print-map -M --cref print-gc-sections --print-gc-sections=. print-icf-sections print-archive-stats=.
+        --print-archive-stats=. print-symbol-order= print-memory-usage trace -t trace-symbol= -y~ --why-extract=.
+        --why-live= --out-implib= --dependency-file= verbose --verbose-bp-section-orderer -v -V version help
     """,
     Effect.NOTHING: """
         -o~ --output= --threads= --thinlto-jobs=. plugin-opt=jobs=. --thinlto-cache-dir=. --thinlto-cache-policy=
-        --color-diagnostics --color-diagnostics=. --no-color-diagnostics --error-limit= --error-handling-script=
-        --vs-diagnostics demangle no-demangle --dependency-file= --mmap-output-file --no-mmap-output-file plugin=
-        plugin-opt=-fresolution=. plugin-opt=-pass-through=. plugin-opt=. -v -V version help -d -g long-plt
+        --error-limit= --error-handling-script= --mmap-output-file --no-mmap-output-file no-print-gc-sections
+        no-print-icf-sections plugin= plugin-opt=-fresolution=. plugin-opt=-pass-through=. plugin-opt=. -d -g long-plt
         --no-add-needed no-copy-dt-needed-entries no-ctors-in-init-array no-keep-memory rpath-link= secure-plt
         sort-common stats warn-execstack warn-once warn-shared-textrel -G~
     """,

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 from attrs import evolve, frozen
@@ -42,7 +43,9 @@ from workers.work import (
     Target,
 )
 
-__all__ = ["AS_IS", "PreLinked", "check_lto", "finish_pre_link", "is_as_is", "take_as_is"]
+__all__ = ["AS_IS", "PreLinked", "check_lto", "finish_pre_link", "is_as_is", "take_as_is", "take_file"]
+
+_Needs = TypeVar("_Needs", NeedsThinLto, NeedsFatLto)
 
 AS_IS = Estimate(0.0, 0, "as is")
 """What it costs to take a module as it is: next to nothing, and least when many are taken at once."""
@@ -96,7 +99,7 @@ def is_as_is(pre_linked: object | None, options: CodegenOptions) -> bool:
 
 async def take_as_is(items: Sequence[Optimize]) -> list[NeedsThinLto | NeedsFatLto | Failed]:
     """Take pre-linked modules as they are; one result each, in the order of `items`."""
-    taken = [_take_file(item) for item in items]
+    taken = [take_file(item) for item in items]
     if all(taken):
         return [one for one in taken if one is not None]
     return await trio.to_thread.run_sync(lambda: [one or _take(item) for one, item in zip(taken, items, strict=True)])
@@ -121,7 +124,7 @@ def _arrive(item: Optimize, report: Report, output: Path) -> NeedsThinLto | Need
     return _failed(item, report.seconds, report.peak_rss_bytes, (*report.diagnostics, problem))
 
 
-def _take_file(item: Optimize) -> NeedsThinLto | NeedsFatLto | None:
+def take_file(item: Optimize) -> NeedsThinLto | None:
     """Take a module's own file, where that is bitcode as a thin link needs it, and is what inspection saw."""
     path, seen = item.module.content, item.pre_linked
     if item.pre_link is not PreLink.THIN or not isinstance(path, Path) or not isinstance(seen, PreLinked):
@@ -160,20 +163,16 @@ def _settle(item: Optimize, content: bytes, code_bytes: int, report: Report) -> 
     """Put bitcode where the build wants it. Raises `BitcodeError`, `OSError`."""
     if item.bitcode is None:
         raise InternalError("a module is to be prepared for LTO, and nobody says where")
-    result: type[NeedsThinLto | NeedsFatLto] = NeedsThinLto
-    if item.pre_link is PreLink.FAT:
-        result = NeedsFatLto
-        content = make_regular(content)
-    else:
-        content = make_plain(content)
+    is_fat = item.pre_link is PreLink.FAT
+    content = make_regular(content) if is_fat else make_plain(content)
     item.bitcode.parent.mkdir(parents=True, exist_ok=True)
     item.bitcode.write_bytes(content)
-    return _result(result, item, item.bitcode, code_bytes, report)
+    if is_fat:
+        return _result(NeedsFatLto, item, item.bitcode, code_bytes, report)
+    return _result(NeedsThinLto, item, item.bitcode, code_bytes, report)
 
 
-def _result(
-    kind: type[NeedsThinLto | NeedsFatLto], item: Optimize, bitcode: Path, code_bytes: int, report: Report
-) -> NeedsThinLto | NeedsFatLto:
+def _result(kind: type[_Needs], item: Optimize, bitcode: Path, code_bytes: int, report: Report) -> _Needs:
     module = item.module
     return kind(
         module=item.name,
