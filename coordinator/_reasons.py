@@ -44,6 +44,8 @@ def _why_not_there(before: ItemRecord | None, use: CacheUse, item: str, step: St
         return "new in this build" if known else "not built before"
     if not before.key:
         return "the last build did not use the cache for it"
+    if before.key == use.key and step is Step.LINK and before.ok:
+        return "what was linked is no longer in its place"
     if before.key == use.key:
         return "its result was no longer in the cache" if before.ok else "it failed the last time"
     again = "linked again" if step in _LINKS else "recompiled"

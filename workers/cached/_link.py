@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from workers.backend import Linker
 from workers.cached._shelf import Shelf, note_of, off
@@ -31,11 +31,7 @@ class Linking:
     inner: Linker
     keys: Keys
     shelf: Shelf
-    _digests: Digests = field(init=False)
-
-    @_digests.default
-    def _with_store(self) -> Digests:
-        return Digests(self.shelf.store)
+    _digests: Digests = field(default=Factory(lambda self: Digests(self.shelf.store), takes_self=True), init=False)
 
     async def link(self, item: Link) -> Linked | Failed:
         """Link, unless the output is what would come of it."""

@@ -72,11 +72,12 @@ class Thin:
         linked = await self.inner.thin_link(evolve(item, out_dir=_made(item)))
         if isinstance(linked, Failed):
             return linked
+        full = None
+        if isinstance(key, Key) and linked.reads is not None and self.keys.unchanged(key):
+            # At once: what it read may change.
+            full = await self.keys.with_reads(key, linked.reads)
         compiles = [await self._known(item, one) for one in linked.compiles]
-        if isinstance(key, Key):
-            use = await self._keep_plan(item, key, linked, compiles)
-        else:
-            use = off(key)
+        use = off(key) if isinstance(key, NoKey) else await self._keep_plan(item, key, full, linked, compiles)
         try:
             regular = None if linked.regular is None else _placed(item, linked.regular)
         except OSError as error:
@@ -142,14 +143,11 @@ class Thin:
             return None  # gone, or not what one of us has written
 
     async def _keep_plan(
-        self, item: ThinLink, key: Key, linked: ThinLinked, compiles: Sequence[ThinCompile]
+        self, item: ThinLink, key: Key, full: Key | None, linked: ThinLinked, compiles: Sequence[ThinCompile]
     ) -> CacheUse:
-        """Keep what came of a link, if all that is to be compiled can be told by key."""
+        """Keep what came of a link under its `full` key, if all that is to be compiled can be told by key."""
         keys = [(one.name, one.link.key) for one in compiles]
-        if linked.reads is None or not self.keys.unchanged(key):
-            return self.shelf.made(item.name, key, ())
-        full = await self.keys.with_reads(key, linked.reads)
-        if full is None or any(isinstance(one, NoKey) for _, one in keys):
+        if full is None or linked.reads is None or any(isinstance(one, NoKey) for _, one in keys):
             return self.shelf.made(item.name, key, key.ingredients())
         regular = linked.regular
         note = note_of(
