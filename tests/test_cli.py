@@ -39,13 +39,19 @@ def test_objects_of_many_modules_and_everything_the_object_says_of_them(place: P
     assert [artifact["module"] for artifact in answer["artifacts"]] == names
     assert [item["module"] for item in answer["items"]] == names
     assert {artifact["kind"] for artifact in answer["artifacts"]} == {"obj"}
-    assert {(item["stage"], item["cache"], item["ok"]) for item in answer["items"]} == {("codegen", "off", True)}
+    assert {(item["stage"], item["cache"], item["ok"]) for item in answer["items"]} == {("codegen", "miss", True)}
+    assert {item["reason"] for item in answer["items"]} == {"not built before"}
     assert {item["engine"] for item in answer["items"]} <= {"toolchain", "llvmlite"}
     assert all(item["peak_rss_bytes"] > 0 for item in answer["items"])
     assert answer["skipped"] == []
     assert answer["output"] is None
     assert files("out") == {f"{name}.o" for name in names}
     assert list((place / "tmp").iterdir()) == []
+    again = ltod_json("-O2", "--out-dir", "out", *inputs)
+    assert {(item["cache"], item["reason"]) for item in again["items"]} == {
+        ("hit", "nothing it is made of has changed")
+    }
+    assert again["artifacts"] == answer["artifacts"]
 
 
 def test_a_program_is_linked_and_runs(place: Path) -> None:
@@ -320,7 +326,11 @@ def test_a_module_that_takes_too_long(place: Path) -> None:
     answer = ltod_json(
         "--toolchain", "sleepy", "--engine", "toolchain", "--time-limit", "1", "good.ll", "--out-dir", "out", code=1
     )
-    assert [each["module"] for each in answer["diagnostics"]] == ["good"]
+    error, warning = answer["diagnostics"]
+    assert (error["severity"], error["module"]) == ("error", "good")
+    assert "time limit" in error["message"]
+    # It is a script, of which there is no telling what it depends on.
+    assert warning["message"].startswith("not cached")
     assert all(not alive(pid) for pid in sleepers(place))
 
 

@@ -86,12 +86,9 @@ class _ThinParts:
     tools: dict[str, Identity]
     files: list[Witness]
     modules: dict[str, Witness]
+    digests: dict[str, str]
+    """Of modules, by path."""
     _names: dict[str, dict[int, str]] = field(factory=dict, init=False)
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Of modules, by path."""
-        return {path: witness.digest for path, witness in self.modules.items()}
 
     def names(self, path: str) -> dict[int, str]:
         """The names of a module's values, by GUID. Raises `BitcodeError`, `ContentError`."""
@@ -319,7 +316,8 @@ class LlvmKeys:
             *(Ingredient(IngredientKind.OPTION, *divided(word)) for word in words.words),
             *(Ingredient(IngredientKind.FILE, Path(one.path).name, one.digest) for one in files),
         )
-        return _ThinParts(made_of, ingredients, tools, files, modules)
+        digests = {path: witness.digest for path, witness in modules.items()}
+        return _ThinParts(made_of, ingredients, tools, files, modules, digests)
 
     async def _link(self, step: Step, item: ThinLink | FatLink, more: Sequence[Ingredient]) -> Key | NoKey:
         options = item.options
