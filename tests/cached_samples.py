@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +35,11 @@ from workers.cached import CachedBackend
 from workers.fake import FakeBackend
 from workers.fake_keys import FakeKeys, KeyedFakeBackend
 from workers.fat import FatLink, FatLinked, FatPartition
+from workers.ingredients import Key
 from workers.store import LocalStore, open_store
 from workers.thin import ThinCompile, ThinLink, ThinLinked
 from workers.work import (
+    CacheOutcome,
     CopyArtifacts,
     Deferred,
     Failed,
@@ -51,6 +54,7 @@ from workers.work import (
 )
 
 ROOMY = 1 << 30
+MODULES = {"a": b"content of a warn=careful", "b": b"content of b", "c": b"content of c"}
 TARGET = Target("fake-unknown-none", "e")
 LTO: Mapping[str, ThinLto | FatLto | None] = {"none": None, "thin": ThinLto(), "fat": FatLto(partitions=2)}
 
@@ -184,6 +188,58 @@ class Desk:
         directory = self.place / f"work{len(list(self.place.iterdir()))}"
         directory.mkdir()
         return directory
+
+
+def checked(results: Sequence[object]) -> list[Finished]:
+    found = [result for result in results if isinstance(result, Finished)]
+    assert len(found) == len(results), results
+    for result in found:
+        for artifact in result.artifacts:
+            assert artifact.path.stat().st_size == artifact.bytes
+    return found
+
+
+def objects(results: Sequence[object]) -> dict[str, bytes]:
+    return {one.module: one.artifacts[0].path.read_bytes() for one in checked(results)}
+
+
+def use(result: object) -> CacheOutcome:
+    assert isinstance(result, Finished | Failed | NeedsThinLto | NeedsFatLto | ThinLinked | FatLinked), result
+    return result.cache.outcome
+
+
+def uses(results: Sequence[object]) -> list[CacheOutcome]:
+    return [use(result) for result in results]
+
+
+def entry_of(store_directory: Path, key: str) -> Path:
+    return store_directory / "v1" / "ac" / key[:2] / key
+
+
+def damage(store: Path) -> None:
+    for blob in store.glob("v1/cas/*/*"):
+        blob.unlink()  # what a build has of it already is not harmed
+        blob.write_bytes(b"damaged")
+
+
+async def touched(path: Path) -> None:
+    await trio.sleep(0.02)
+    path.touch()
+
+
+def note_of(**note: object) -> bytes:
+    """A note in the store's keeping, as if it were of a result."""
+    return zlib.compress(json.dumps({"engine": "toolchain", "diagnostics": [], **note}).encode() + b"\n[]")
+
+
+def forget(desk: Desk) -> None:
+    """From now on, whatever a key was made of has changed in the meantime."""
+
+    class Suspicious(FakeKeys):
+        def unchanged(self, key: Key) -> bool:
+            return False
+
+    desk.cached = CachedBackend(desk.fake, Suspicious(desk.fake), desk.store)
 
 
 @contextmanager
