@@ -280,7 +280,8 @@ class LlvmBackend:
                 if reason is not None:
                     raise ModuleError(item.name, reason)
                 content = llvm_content(item.module)
-                check_destinations(item)
+                if item.pre_link is None:  # else nothing of it goes into the output directory here
+                    check_destinations(item)
             except (ModuleError, RequestError) as error:
                 message = error.message if isinstance(error, ModuleError) else str(error)
                 results[index] = _failed(item, engine, message)
