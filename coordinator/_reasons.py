@@ -45,10 +45,12 @@ def _why_not_there(before: ItemRecord | None, use: CacheUse, item: str, step: St
     if not before.key:
         return "the last build did not use the cache for it"
     if before.key == use.key and step is Step.LINK and before.ok:
-        return "what was linked is no longer in its place"
+        return "what was linked was changed or removed since"
     if before.key == use.key:
         return "its result was no longer in the cache" if before.ok else "it failed the last time"
     again = "linked again" if step in _LINKS else "recompiled"
+    if not before.ok and not before.ingredients:
+        return "it failed the last time"
     if not before.ingredients:
         return f"{again} because it changed; what it was made of before is not on record any more"
     changed = what_changed(before.ingredients, use.ingredients, item) if use.ingredients else ""

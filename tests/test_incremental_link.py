@@ -147,15 +147,13 @@ async def test_nothing_changed(shop: Shop, lto: ThinLto | FatLto | None) -> None
     first = await shop.twins()
     assert (first.outcome, first.reason) == (MISS, "not built before")
     os.utime(shop.output, (0, 0))
-    Path(shop.output).chmod(0o711)
     again = await shop.hit()
     assert again.inode == first.inode
     assert again.modified > first.modified  # make sees it as new
-    assert Path(shop.output).stat().st_mode & 0o777 == 0o711
     assert again.result.diagnostics == first.result.diagnostics
 
 
-@pytest.mark.parametrize("damage", ["edited", "removed", "stripped", "replaced"])
+@pytest.mark.parametrize("damage", ["edited", "removed", "stripped", "replaced", "locked", "shared"])
 async def test_the_output_changed(shop: Shop, damage: str) -> None:
     first = await shop.twins()
     output = Path(shop.output)
@@ -165,11 +163,17 @@ async def test_the_output_changed(shop: Shop, damage: str) -> None:
         output.unlink()
     elif damage == "stripped":
         output.write_bytes(first.content[: len(first.content) // 2])
+    elif damage == "locked":
+        output.chmod(0o644)
+    elif damage == "shared":
+        Path("kept").hardlink_to(output)
     else:
         output.unlink()
         output.symlink_to("../lib/libhelper.a")
         archived = Path("lib/libhelper.a").read_bytes()
     assert (await shop.link()).outcome is MISS
+    assert output.stat().st_mode & 0o100
+    assert output.stat().st_nlink == 1
     if damage == "replaced":
         assert output.is_symlink()  # it stays, as without a cache
         assert Path("lib/libhelper.a").read_bytes() == first.content
@@ -355,6 +359,29 @@ def nameless(path: Path) -> Path:
     shop = native("int helper(int x) { return x; }", path.with_suffix(".o"), "-mrelocation-model", "pic")
     subprocess.run([zig(), "ld.lld", "-shared", str(shop), "-o", str(path)], check=True)
     return path
+
+
+async def test_a_static_library_that_appears_before_a_shared_one(shop: Shop) -> None:
+    Path("lib/libhelper.a").unlink()
+    nameless(shop.place / "shared" / "libhelper.so")
+    shop.settle()
+    shop.arguments = ("-Lfirst", "-Lshared", "-lhelper")
+    await shop.twins()
+    await shop.hit()
+    shop.helper(OTHER_HELPER, "first/libhelper.a")
+    assert "`libhelper.a`" in await shop.missed()
+
+
+async def test_a_library_that_appears_for_a_file_that_an_object_depends_on(shop: Shop) -> None:
+    text = '__asm__(".section .deplibs,\\"MS\\",@llvm_dependent_libraries,1\\n.asciz \\"dependence\\"\\n.text");'
+    shop.inputs = (native(text, shop.place / "o" / "needing.o"),)
+    native(HELPER, shop.place / "dependence")
+    shop.settle()
+    shop.arguments = ("-Lfirst",)
+    await shop.twins()
+    await shop.hit()
+    shop.helper(OTHER_HELPER, "first/libdependence.a")
+    assert "`libdependence.a`" in await shop.missed()
 
 
 async def test_a_library_without_a_name_is_known_by_its_path(shop: Shop, tmp_path: Path) -> None:

@@ -128,6 +128,20 @@ async def test_a_damaged_or_emptied_cache_makes_builds_slower_and_no_more(
     await lab.twins(sources)
 
 
+@pytest.mark.parametrize("lto", [ThinLto(), None], ids=["thin", "none"])
+async def test_a_hit_is_a_file_like_any_other(lto: ThinLto | None, tmp_path: Path) -> None:
+    lab = Lab(tmp_path, lto)
+    sources = {"main": "int main(void) { return 0; }\n"}
+    await lab.build(sources)
+    output = tmp_path / "out" / "main.o"
+    output.chmod(0o4755)
+    await lab.build(sources)
+    assert output.stat().st_mode & 0o7133 == 0
+    (tmp_path / "mine").hardlink_to(output)
+    await lab.twins(sources)
+    assert output.stat().st_nlink == 1
+
+
 async def test_an_output_may_be_edited_without_harm_to_others(tmp_path: Path) -> None:
     lab = Lab(tmp_path, ThinLto())
     sources = program()

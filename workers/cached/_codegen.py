@@ -113,9 +113,9 @@ class Codegen:
         """The result of an item that is in the store; `None` if it is gone."""
         destinations = _destinations(item)
         try:
-            private = item.pre_link is not None
-            there = not private and await self.shelf.is_there(kept, destinations)
-            if not there and not await self.shelf.copy(kept, destinations, private=private):
+            # Not even what only this build sees is a link to the store's own file, which may be damaged meanwhile.
+            there = item.pre_link is None and await self.shelf.is_there(kept, destinations)
+            if not there and not await self.shelf.copy(kept, destinations):
                 return None
         except OSError as error:
             return _failed(item, f"cannot write {error.filename or item.out_dir}: {error.strerror or error}")

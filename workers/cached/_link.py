@@ -7,6 +7,7 @@ link read, and, under the key made with that, what it made and said.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,10 @@ class Linking:
             engine, size = Engine(note["engine"]), note["bytes"]
             diagnostics = tuple(Diagnostic(Severity(how), item.name, text) for how, text in note["diagnostics"])
             place = landing(output.absolute())
-            if place is None or place.stat().st_size != size:
+            if place is None:
+                return None
+            state = place.stat()
+            if (state.st_size, stat.S_IMODE(state.st_mode), state.st_nlink) != (size, note["mode"], 1):
                 return None
             witness = await self._digests.of(place)
             if witness.digest != note["digest"]:
@@ -83,7 +87,8 @@ class Linking:
                 digest = (await self._digests.of(place)).digest
                 # Notes are about how it went that time.
                 said = [one for one in linked.diagnostics if one.severity is not Severity.NOTE]
-                note = note_of(linked.engine, said, digest=digest, bytes=linked.bytes)
+                mode = stat.S_IMODE(place.stat().st_mode)
+                note = note_of(linked.engine, said, digest=digest, bytes=linked.bytes, mode=mode)
                 await store.remember(key.digest, linked.reads)
                 await store.remember(full.digest, json.dumps(note).encode("ascii"))
         except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -82,10 +83,10 @@ class Shelf:
         large = sum(output.size for output, _ in wanted) > _INLINE_BYTES
         return await trio.to_thread.run_sync(_are_there, wanted) if large else _are_there(wanted)
 
-    async def copy(self, kept: Kept, destinations: Mapping[str, Path], *, private: bool = False) -> bool:
+    async def copy(self, kept: Kept, destinations: Mapping[str, Path]) -> bool:
         """Put outputs into their places; False if they are gone. Raises `OSError` for a destination's fault."""
         try:
-            return await self.store.fetch(kept.entry, destinations, private=private)
+            return await self.store.fetch(kept.entry, destinations)
         except KeyError:
             return False
 
@@ -152,7 +153,8 @@ def _unpacked(note: bytes) -> bytes:
 
 def _are_there(wanted: Sequence[tuple[Output, Path]]) -> bool:
     try:
-        if all(path.stat().st_size == output.size for output, path in wanted) and all(
+        found = [path.stat() for _, path in wanted]
+        if all(_is_as_placed(state, output) for state, (output, _) in zip(found, wanted, strict=True)) and all(
             digest_of(str(path)) == output.digest for output, path in wanted
         ):
             for _, path in wanted:
@@ -161,6 +163,12 @@ def _are_there(wanted: Sequence[tuple[Output, Path]]) -> bool:
     except OSError:
         pass
     return False
+
+
+def _is_as_placed(state: os.stat_result, output: Output) -> bool:
+    """Whether a file is by itself, as large as it should be, and with the rights of a new one, whatever the umask."""
+    rights = stat.S_IMODE(state.st_mode) & ~0o066
+    return state.st_size == output.size and state.st_nlink == 1 and rights == 0o600
 
 
 def note_of(engine: Engine, diagnostics: Sequence[Diagnostic], **more: Any) -> dict[str, Any]:

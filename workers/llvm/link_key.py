@@ -256,8 +256,15 @@ def _program_words(argv: Sequence[str]) -> int:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """The names of files that lld would have taken where it took this, in the same directory or before."""
-    return (f"{name.removesuffix('.a')}.so", name) if name.endswith(".a") else (name,)
+    """The names of files that lld might have taken where it took this.
+
+    It looks for either kind of library in one directory after the other, and takes what an object says that it depends
+    on (`.deplibs`) for the name of a library before that of a file.
+    """
+    stem = name.removesuffix(".a").removesuffix(".so")
+    if stem != name and stem.startswith("lib"):
+        return (f"{stem}.so", f"{stem}.a")
+    return (name, f"lib{name}.so", f"lib{name}.a")
 
 
 def _relative(path: str, directory: Path) -> str:

@@ -30,7 +30,7 @@ class Counters:
     def troubled(self, error: Exception) -> None:
         """The directory made trouble; only the first is kept."""
         with self._lock:
-            self.stats = evolve(self.stats, trouble=self.stats.trouble or str(error))
+            self.stats = evolve(self.stats, trouble=self.stats.trouble or _words(error))
 
     def remote_troubled(self, trouble: str) -> None:
         """The second tier made trouble."""
@@ -38,3 +38,9 @@ class Counters:
             troubles = self.stats.remote_troubles
             if trouble not in troubles and len(troubles) < _TROUBLES:
                 self.stats = evolve(self.stats, remote_troubles=(*troubles, trouble))
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
