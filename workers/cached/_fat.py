@@ -55,8 +55,8 @@ class _Program:
 class _Part:
     """What is known of a partition here; stands in `FatPartition.link`.
 
-    `inner` is the backend's own. `done` is the partition's result, in a directory of ours: then nothing was merged, and
-    there is no `inner`.
+    `inner` is the backend's own. `done` is the partition's result, in its place or in a directory of ours: then nothing
+    was merged, and there is no `inner`.
     """
 
     item: FatLink
