@@ -32,6 +32,7 @@ from coordinator._paths import BuildPaths
 from coordinator._records import Thing
 from lto.fat import FatLto
 from lto.thin import ThinLto
+from workers.cached import CachedBackend
 from workers.errors import ModuleError, RequestError
 from workers.target import same_target
 from workers.work import (
@@ -68,16 +69,18 @@ class Build:
         self,
         config: BuildConfig,
         loop: MainLoop,
+        backend: CachedBackend,
         history: History,
         nursery: trio.Nursery,
         cache: OpenCache | None = None,
     ) -> None:
-        loop.backend.check(config.codegen)
+        backend.check(config.codegen)
         check_config(config)
         self._config = config
         self._out_dir = config.out_dir.absolute()
         self._reproducer_dir = (config.reproducer_dir or self._out_dir / "reproducers").absolute()
         self._loop = loop
+        self._backend = backend
         self._nursery = nursery
         self._ledger = Ledger(self._out_dir, config.codegen, history, _past(config, cache))
         self._stage: Stage | None = None
@@ -97,9 +100,9 @@ class Build:
             raise RequestError("the build has been entered before: make another one")
         self._ledger.opened = trio.current_time()
         self._stage = await self._open_stage(self._codegen_step)
-        self._held.enter_context(self._loop.backend.session())
+        self._held.enter_context(self._backend.session())
         if self._config.lto is not None:
-            self._workspace = self._held.enter_context(self._loop.backend.workspace())
+            self._workspace = self._held.enter_context(self._backend.workspace())
         return self
 
     async def __aexit__(
@@ -210,10 +213,10 @@ class Build:
         if self._first is None:
             self._first = (module.name, target)
             if self._config.link is not None:
-                self._loop.backend.check_link(self._config.link, target)
+                self._backend.check_link(self._config.link, target)
             if self._config.lto is not None:
-                self._loop.backend.check_lto(self._config.codegen, target)
-            await self._loop.backend.prepare(target, self._config.codegen)
+                self._backend.check_lto(self._config.codegen, target)
+            await self._backend.prepare(target, self._config.codegen)
 
     def _check_target(self, module: Module, target: Target) -> None:
         """All modules of a build become one program, so they must be for one target."""
@@ -247,7 +250,7 @@ class Build:
         # What comes of fat LTO is not called after modules.
         kinds = codegen.emit if pre_link is not PreLink.FAT else ()
         try:
-            inspection = self._loop.backend.inspect(module, codegen, pre_link)
+            inspection = self._backend.inspect(module, codegen, pre_link)
             await self._prepare(module, inspection.target)
             self._check_target(module, inspection.target)
             self._paths.add(
@@ -270,7 +273,7 @@ class Build:
             self._workspace / f"{len(self._line.modules)}.bc" if self._workspace is not None else None,
             inspection.pre_linked,
         )
-        todo = await self._loop.backend.look_up(work)
+        todo = await self._backend.look_up(work)
         if isinstance(todo, NeedsThinLto | NeedsFatLto):
             self._ledger.tell(ModuleQueued(module.name, step))
             self._ledger.tell(ModuleStarted(module.name, step))
@@ -369,7 +372,7 @@ class Build:
             keep_going=self._config.keep_going,
         )
 
-        return await join(joining, self._loop, self._enter, self._ledger)
+        return await join(joining, self._loop, self._backend, self._enter, self._ledger)
 
     def _enter(self, stage: Stage) -> bool:
         """From now on `cancel` means this stage. Says whether the build was cancelled before it could."""

@@ -33,8 +33,16 @@ _DEFAULT_CACHE = Cache()
 class Coordinator:
     """Runs builds side by side on one pool of workers; from `open_coordinator`."""
 
-    def __init__(self, loop: MainLoop, nursery: trio.Nursery, warning: str | None, cache: OpenCache | None) -> None:
+    def __init__(
+        self,
+        loop: MainLoop,
+        backend: CachedBackend,
+        nursery: trio.Nursery,
+        warning: str | None,
+        cache: OpenCache | None,
+    ) -> None:
         self._loop = loop
+        self._backend = backend
         self._nursery = nursery
         self._history = History()
         self._cache = cache
@@ -43,7 +51,7 @@ class Coordinator:
 
     def build(self, config: BuildConfig) -> Build:
         """A new build, to be entered with `async with`. Raises `RequestError` for options nobody can honour."""
-        return Build(config, self._loop, self._history, self._nursery, self._cache)
+        return Build(config, self._loop, self._backend, self._history, self._nursery, self._cache)
 
     @property
     def cache_warning(self) -> str | None:
@@ -115,11 +123,11 @@ async def open_coordinator(
         if cache is not None and isinstance(backend, HasKeys):
             opened = await stack.enter_async_context(open_cache(cache, environ))
             workers = CachedBackend(backend, backend.keys(opened.store), opened.store)
-        loop = MainLoop(workers, tokens, Machine(tokens.limit, memory_budget))
+        loop = MainLoop(tokens, Machine(tokens.limit, memory_budget), workers)
         async with trio.open_nursery() as nursery:
             await nursery.start(loop.run)
             try:
-                yield Coordinator(loop, nursery, tokens.warning, opened)
+                yield Coordinator(loop, workers, nursery, tokens.warning, opened)
             except Exception as error:
                 # Raised again outside: a nursery would wrap it in a group, which no embedder expects.
                 failure = error

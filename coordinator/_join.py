@@ -75,7 +75,9 @@ class Joining:
     keep_going: bool
 
 
-async def join(joining: Joining, loop: MainLoop, enter: Callable[[Stage], bool], ledger: Ledger) -> Joined:
+async def join(
+    joining: Joining, loop: MainLoop, backend: CachedBackend, enter: Callable[[Stage], bool], ledger: Ledger
+) -> Joined:
     """Optimise across modules what needs it; gives what there is to link then.
 
     Nothing is done after a failure: what is optimised as a whole has to be whole. `enter` is told the stage of the
@@ -87,9 +89,9 @@ async def join(joining: Joining, loop: MainLoop, enter: Callable[[Stage], bool],
         case None:
             return Joined(tuple(file for file in files if isinstance(file, LinkFile)))
         case NeedsThinLto():
-            work = partial(_thin, joining, files, loop.backend, ledger)
+            work = partial(_thin, joining, files, backend, ledger)
         case NeedsFatLto():
-            work = partial(_fat, joining, files, loop.backend, ledger)
+            work = partial(_fat, joining, files, backend, ledger)
     if not ledger.goes_on:
         ledger.skip([file.module for file in files if not isinstance(file, LinkFile)])
         return Joined()

@@ -43,7 +43,7 @@ from coordinator._messages import (
 from coordinator._slots import Lease
 from coordinator._tokens import TokenSource
 from workers.cached import CachedBackend
-from workers.errors import RequestError, bug_message
+from workers.errors import InternalError, RequestError, bug_message
 from workers.work import CopyArtifacts, Deferred, Diagnostic, Failed, Link, Optimize, Severity, WorkResult
 
 __all__ = ["MainLoop", "Stage"]
@@ -125,11 +125,11 @@ class Stage:
 
 @define(eq=False)
 class MainLoop:
-    """Runs the machine over a backend, a token source and a memory budget in bytes."""
+    """Runs the machine over a token source. Without a backend it has no work of its own, and only gives out slots."""
 
-    backend: CachedBackend
     tokens: TokenSource
     machine: Machine
+    backend: CachedBackend | None = None
     _send: trio.MemorySendChannel[_Message] = field(init=False)
     _receive: trio.MemoryReceiveChannel[_Message] = field(init=False)
     _stages: dict[int, Stage] = field(factory=dict, init=False)
@@ -264,6 +264,8 @@ class MainLoop:
                 case Lease() as lease:
                     await lease.serve()
                     return []
+                case _ if self.backend is None:
+                    raise InternalError("a main loop without a backend was given work")
                 case Link() as link:
                     return [await self.backend.link(link)]
                 case Optimize() | CopyArtifacts():

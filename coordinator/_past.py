@@ -16,12 +16,15 @@ __all__ = ["Past"]
 
 @define(eq=False)
 class Past:
-    """The records of one build. It is asked for nothing before the first result."""
+    """The records of one build. It is asked for nothing before the first result.
+
+    `before` is what became of each item the last time; `None`: the records are asked.
+    """
 
     records: Records
     thing: Thing
+    _before: Mapping[tuple[str, str], ItemRecord] | None = None
     _started: float = field(factory=time.time, init=False)
-    _before: Mapping[tuple[str, str], ItemRecord] | None = field(default=None, init=False)
 
     def reason(self, module: str, step: Step, use: CacheUse) -> str:
         """Why the cache did what it did, in words."""

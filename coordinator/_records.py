@@ -3,6 +3,8 @@
 Two tables. A build is one row, its items a blob that is read and written whole; items that it did not come to are
 carried over from the build before, so that the newest row knows the last of each. Ingredients are kept once by key:
 a build in which nothing has changed writes its own row and no more.
+
+A link that finds everything in the cache takes hardly longer than loading does: no trio here, no `workers.work`.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from attrs import field, frozen
 from coordinator._record_file import NothingRecordedError, RecordFile, UnusableError
 from workers.errors import RequestError
 from workers.ingredients import Ingredient, decode, encode
-from workers.work import CacheOutcome, Failed, WorkResult, count
+from workers.outcome import CacheOutcome
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from workers.work import WorkResult
 
 __all__ = ["FILE_NAME", "BuildRecord", "ItemRecord", "Records", "Thing"]
 
@@ -48,6 +52,8 @@ _MOST_BLOB_BYTES = 64 * 1024 * 1024
 # How many builds old the note of a last use may be: most builds then leave it alone.
 _USE_BUILDS = 16
 _VARIABLES = 500
+# Thirty years; what is more is damage, and cannot be added up.
+_MOST_SECONDS = 1e9
 
 _T = TypeVar("_T")
 
@@ -71,7 +77,8 @@ class ItemRecord:
     """What became of one item: `key` is '' where the cache was not asked.
 
     `build` is the build that it was in, 0 as long as that has no number. `compared` is the key of the item that the
-    reason compares with, and `compared_build` the build that this was in, if there was one.
+    reason compares with, and `compared_build` the build that this was in, if there was one. `saved` is how many
+    seconds of making it the cache spared this build, as far as that is known.
     """
 
     module: str
@@ -84,12 +91,15 @@ class ItemRecord:
     build: int = 0
     compared: str = ""
     compared_build: int = 0
-    made_of: bytes | tuple[Ingredient, ...] = field(default=(), repr=count, eq=False)
+    saved: float = 0.0
+    made_of: bytes | tuple[Ingredient, ...] = field(default=(), repr=False, eq=False)
     """The ingredients, perhaps still encoded."""
 
     @classmethod
     def of(cls, result: WorkResult) -> ItemRecord:
         """The record of a result whose `cache` has its reason."""
+        from workers.work import Failed  # whoever has a result has loaded it
+
         use = result.cache
         ok = not isinstance(result, Failed)
         return cls(
@@ -100,6 +110,7 @@ class ItemRecord:
             use.reason,
             result.seconds,
             ok,
+            saved=use.saved_seconds,
             made_of=use.ingredients,
         )
 
@@ -122,8 +133,13 @@ class BuildRecord:
     started: float
     seconds: float
     ok: bool
-    items: tuple[ItemRecord, ...] = field(repr=count)
+    items: tuple[ItemRecord, ...] = field(repr=False)
     id: int = 0
+
+    @property
+    def own_items(self) -> tuple[ItemRecord, ...]:
+        """The items that the build came to; the others are only carried along."""
+        return tuple(item for item in self.items if item.build == self.id)
 
 
 class Records:
@@ -296,7 +312,9 @@ def _builds(rows: Iterable[tuple[object, ...]]) -> Iterator[BuildRecord]:
     """The builds in rows of the table, without those that make no sense."""
     for number, path, kind, started, seconds, ok, items in rows:
         match number, path, kind, started, seconds, items:
-            case int(), bytes(), str(), float(), float(), bytes() if math.isfinite(started + seconds):
+            case int(), bytes(), str(), float(), float(), bytes() if (
+                math.isfinite(started) and abs(seconds) <= _MOST_SECONDS
+            ):
                 thing = Thing(Path(os.fsdecode(path)), kind)
                 yield BuildRecord(
                     id=number,
@@ -321,6 +339,7 @@ def _packed(items: Sequence[ItemRecord]) -> bytes:
             item.build,
             item.compared,
             item.compared_build,
+            round(float(item.saved), 3),
         ]
         for item in items
     ]
@@ -337,16 +356,22 @@ def _unpacked(data: bytes, number: int) -> tuple[ItemRecord, ...]:
 
 
 def _is_item(row: object) -> bool:
+    """Whether a row has what the first version wrote. Later ones put more behind it."""
     match row:
-        case [str(), str(), str(), str(), str(), float(seconds), bool(), int(), str(), int()]:
+        case [str(), str(), str(), str(), str(), float(seconds), bool(), int(), str(), int(), *_]:
             return math.isfinite(seconds)
     return False
 
 
 def _item(row: Sequence[Any], number: int) -> ItemRecord:
-    module, step, outcome, key, reason, seconds, ok, build, compared, compared_build = row
+    module, step, outcome, key, reason, seconds, ok, build, compared, compared_build, *more = row
     use = _OUTCOMES.get(outcome, CacheOutcome.OFF)
-    return ItemRecord(module, step, use, key, reason, seconds, ok, build or number, compared, compared_build)
+    match more:
+        case [float(saved), *_] if 0.0 <= saved <= _MOST_SECONDS:
+            pass
+        case _:
+            saved = 0.0
+    return ItemRecord(module, step, use, key, reason, seconds, ok, build or number, compared, compared_build, saved)
 
 
 _OUTCOMES = {outcome.value: outcome for outcome in CacheOutcome}

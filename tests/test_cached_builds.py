@@ -404,9 +404,9 @@ async def test_many_builds_with_random_ends_share_and_lose_nothing(
                 backend = KeyedFakeBackend()
                 tokens = CountingTokens(2)
                 cached = CachedBackend(backend, backend.keys(opened_cache.store), opened_cache.store)
-                loop = MainLoop(cached, tokens, Machine(2, 2**40))
+                loop = MainLoop(tokens, Machine(2, 2**40), cached)
                 await outer.start(loop.run)
-                loops.append((loop, tokens, Coordinator(loop, outer, None, opened_cache)))
+                loops.append((loop, tokens, Coordinator(loop, cached, outer, None, opened_cache)))
             with trio.fail_after(1000):
                 async with trio.open_nursery() as builds:
                     for number in range(16):

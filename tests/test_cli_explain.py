@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from coordinator._reasons import reason_for
-from coordinator._records import FILE_NAME, BuildRecord, ItemRecord, Records, Thing
+from coordinator._records import FILE_NAME
 from tests.command import LTOD, ltod
+from tests.past_builds import LINKER, History, use
 from workers.ingredients import Ingredient, IngredientKind
-from workers.work import CacheOutcome, CacheUse, Step
+from workers.work import CacheOutcome, CacheUse
 
 pytestmark = pytest.mark.e2e
 
@@ -31,28 +31,6 @@ def made(name: str, *, level: str = "2", imported: str = "1", exports: tuple[str
         Ingredient(K.SYMBOL, "main", "exported"),
         Ingredient(K.SUMMARY, "", imported),
     )
-
-
-class History:
-    """Builds as a coordinator records them."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self._records = Records(directory)
-
-    def add(self, path: Path, *uses: tuple[str, CacheUse], ok: bool = True, step: Step = Step.THIN_BACKEND) -> None:
-        thing = Thing(path, "thin")
-        earlier = self._records.previous(thing)
-        items = []
-        for name, use in uses:
-            reason = reason_for(earlier.get((name, step.value)), use, name, step, known=bool(earlier))
-            items.append(ItemRecord(name, step.value, use.outcome, use.key, reason, 0.25, ok, made_of=use.ingredients))
-        build = BuildRecord(thing=thing, started=1.8e9, seconds=1.25, ok=ok, items=tuple(items))
-        assert self._records.add(build) is not None
-
-
-def use(outcome: CacheOutcome, key: str, *ingredients: Ingredient) -> CacheUse:
-    return CacheUse(outcome, key, ingredients)
 
 
 @pytest.fixture
@@ -172,6 +150,32 @@ def test_objects(history: History, place: Path) -> None:
     (foo,) = answer("2", "foo")["items"]
     assert len(foo["changes"]) == 3
     assert foo["made_of"][3] == {"kind": "import", "name": "b", "value": "2" * 64, "symbols": ["bar", "baz"]}
+
+
+def test_what_a_linker_had_done(history: History, place: Path) -> None:
+    member = "libz.a(bar.o)"
+    history.add(place / "a.out", ("lib/foo.o", use(MISS, "f1", *made("lib/foo.o"))), kind=LINKER)
+    history.add(
+        place / "a.out",
+        ("lib/foo.o", use(MISS, "f2", *made("lib/foo.o", imported="2"))),
+        (member, use(HIT, "b1", saved=2.5)),
+        ("main.o", CacheUse(note="-mllvm -debug is not among the options whose effect is known")),
+        kind=LINKER,
+    )
+    assert lines("--link", "a.out") == [
+        f"build 5 of {place}/a.out ({LINKER}), 2027-01-15 08:00:00, 1.2 s: 1 hit, 1 miss, 1 without the cache",
+        "thin-backend  lib/foo.o: recompiled because `lib/foo.o` imports `bar` and `baz` from `b`, whose code changed",
+        "thin-backend  main.o: -mllvm -debug is not among the options whose effect is known",
+    ]
+    told = f"{member}, thin-backend: hit, 0.25 s: the same was made before, in another build"
+    assert lines("--link", "a.out", member)[1:] == lines("5", member)[1:] == [told]
+    assert lines("--link", str(place / "a.out"), "lib/foo.o")[2] == "    since build 4:"
+    assert lines("foo.o", code=2)[0].endswith("has no module 'foo.o': did you mean lib/foo.o?")
+    assert {item["module"]: item["cache"] for item in answer("--link", "a.out")["items"]} == {
+        "lib/foo.o": "miss",
+        member: "hit",
+        "main.o": "off",
+    }
 
 
 def test_a_module_whose_name_is_a_number(history: History, place: Path) -> None:

@@ -397,7 +397,8 @@ class CountingTokens(OwnTokens):
 async def test_many_builds_with_random_ends_lose_no_token(seed: int, autojump_clock: trio.abc.Clock) -> None:
     rng = random.Random(seed)
     tokens = CountingTokens(4)
-    loop = MainLoop(CachedBackend(FakeBackend(write=False)), tokens, Machine(tokens.limit, 2**40))
+    backend = CachedBackend(FakeBackend(write=False))
+    loop = MainLoop(tokens, Machine(tokens.limit, 2**40), backend)
     endings: list[str] = []
 
     async def one(coordinator: Coordinator) -> None:
@@ -415,7 +416,7 @@ async def test_many_builds_with_random_ends_lose_no_token(seed: int, autojump_cl
 
     async with trio.open_nursery() as outer:
         await outer.start(loop.run)
-        coordinator = Coordinator(loop, outer, None, None)
+        coordinator = Coordinator(loop, backend, outer, None, None)
         async with trio.open_nursery() as builds:
             for _ in range(30):
                 builds.start_soon(one, coordinator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.store_samples import ROOMY
 from workers.digests import Digests
 from workers.store import NoStore, open_store
+from workers.store.here import Here
 
 pytestmark = pytest.mark.process
 
@@ -81,6 +83,34 @@ async def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("workers.digests.digest_of", lambda path: pytest.fail("it is read again"))
     with open_store(tmp_path / "cache", limit_bytes=ROOMY) as store:
         assert await Digests(store, tmp_path / "own").of(path) == first
+
+
+async def test_who_has_no_event_loop_is_told_the_same(tmp_path: Path) -> None:
+    here = Here(tmp_path / "cache")
+    with closing(here), open_store(tmp_path / "cache", limit_bytes=ROOMY) as store:
+        for size in (0, 1000, 300_000, 5_000_000):
+            path = tmp_path / f"{size}"
+            path.write_bytes(os.urandom(size))
+            settle(path)
+            digests = Digests(here)
+            witness = digests.now(path)
+            assert witness.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert await digests.of(path) is witness
+            assert await Digests(store).of(path) == witness
+    with pytest.raises(FileNotFoundError):
+        digests.now(tmp_path / "none")
+
+
+async def test_a_large_file_is_read_once_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(5_000_000))
+    settle(path)
+    with closing(Here(tmp_path / "cache")) as here:
+        witness = Digests(here).now(path)
+    monkeypatch.setattr("workers.digests.digest_of", lambda path: pytest.fail("it is read again"))
+    with open_store(tmp_path / "cache", limit_bytes=ROOMY) as store:
+        assert await Digests(store).of(path) == witness
+        assert Digests(store).now(path) == witness
 
 
 async def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:

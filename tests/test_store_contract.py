@@ -4,19 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.store_samples import ROOMY, MemoryRemote, content_of, key_of
-from workers.store import Entry, NoStore, Output, Store, open_store
+from workers.store import Entry, NoStore, Output, Stats, Store, open_store
+from workers.store.here import Here
 
 pytestmark = pytest.mark.contract
 
-KEEPING = ["local", "remote"]
+CLAIMING = ["local", "remote"]
+KEEPING = [*CLAIMING, "here"]
 SIZES = [0, 1, 20_000, 300_000, 3_000_000]
+
+
+class HereAlone(NoStore):
+    """`Here` as if it were a store; anybody may have any claim."""
+
+    def __init__(self, directory: Path) -> None:
+        self.here = Here(directory)
+
+    @property
+    def stats(self) -> Stats:
+        return self.here.stats
+
+    async def find(self, key: str) -> Entry | None:
+        return self.here.find(key)
+
+    async def fetch(self, entry: Entry, destinations: Mapping[str, Path]) -> bool:
+        return self.here.fetch(entry, destinations)
+
+    async def read(self, output: Output) -> bytes | None:
+        return self.here.read(output)
+
+    async def add(self, key: str, outputs: Mapping[str, Path | bytes], note: bytes = b"") -> Entry | None:
+        return self.here.add(key, outputs, note)
+
+    def recall(self, key: str) -> bytes | None:
+        return self.here.recall(key)
+
+    def remember(self, key: str, note: bytes) -> None:
+        self.here.remember(key, note)
+
+    def session(self) -> AbstractContextManager[None]:
+        return self.here.session()
 
 
 @pytest.fixture(params=[*KEEPING, "none"])
@@ -24,11 +59,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "none":
         yield NoStore()
         return
+    if request.param == "here":
+        alone = HereAlone(tmp_path / "cache")
+        with closing(alone.here):
+            yield alone
+        assert not list(tmp_path.glob("cache/v1/tmp/*"))
+        return
     remote = MemoryRemote() if request.param == "remote" else None
     with open_store(tmp_path / "cache", limit_bytes=ROOMY, remote=remote) as opened:
         yield opened
 
 
+claiming = pytest.mark.parametrize("store", CLAIMING, indirect=True)
 keeping = pytest.mark.parametrize("store", KEEPING, indirect=True)
 
 
@@ -60,9 +102,9 @@ async def test_what_is_no_key_is_a_mistake(store: Store, key: str) -> None:
     with pytest.raises(ValueError, match="not a key"):
         await store.add(key, {})
     with pytest.raises(ValueError, match="not a key"):
-        await store.recall(key)
+        store.recall(key)
     with pytest.raises(ValueError, match="not a key"):
-        await store.remember(key, b"")
+        store.remember(key, b"")
     with pytest.raises(ValueError, match="not a key"):
         store.claim(key)
     with pytest.raises(ValueError, match="not a key"):
@@ -86,25 +128,25 @@ async def test_a_session_is_a_block(store: Store) -> None:
 
 
 async def test_a_fact_is_recalled_or_not_and_nobody_counts(store: Store) -> None:
-    assert await store.recall(key_of(1)) is None
-    await store.remember(key_of(1), b"fact")
-    assert await store.recall(key_of(1)) in (b"fact", None)
+    assert store.recall(key_of(1)) is None
+    store.remember(key_of(1), b"fact")
+    assert store.recall(key_of(1)) in (b"fact", None)
     assert (store.stats.hits, store.stats.misses, store.stats.not_stored) == (0, 0, 0)
 
 
 @keeping
 async def test_facts_and_entries_are_apart(store: Store) -> None:
-    await store.remember(key_of(1), b"first")
+    store.remember(key_of(1), b"first")
     assert await store.find(key_of(1)) is None
     entry = await store.add(key_of(1), {"o": b"object"}, b"note")
     for fact in (b"", b"last"):
-        await store.remember(key_of(1), fact)
-        assert await store.recall(key_of(1)) == fact
+        store.remember(key_of(1), fact)
+        assert store.recall(key_of(1)) == fact
     assert await store.find(key_of(1)) == entry
-    assert await store.recall(key_of(2)) is None
+    assert store.recall(key_of(2)) is None
 
 
-@keeping
+@claiming
 async def test_a_miss_is_counted_once(store: Store) -> None:
     assert await store.find(key_of(1)) is None
     with store.claim(key_of(1)) or pytest.fail("it is held"):
@@ -117,8 +159,7 @@ async def test_a_miss_is_counted_once(store: Store) -> None:
 
 @keeping
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("private", [True, False])
-async def test_outputs_come_back_as_they_were(store: Store, tmp_path: Path, size: int, private: bool) -> None:
+async def test_outputs_come_back_as_they_were(store: Store, tmp_path: Path, size: int) -> None:
     content = content_of("x", size)
     source = tmp_path / "tool"
     source.write_bytes(content)
@@ -132,7 +173,7 @@ async def test_outputs_come_back_as_they_were(store: Store, tmp_path: Path, size
     assert found.note == b"note"
 
     places = {"tool": tmp_path / "a" / "b" / "tool", "data": tmp_path / "data"}
-    assert await store.fetch(found, places, private=private)
+    assert await store.fetch(found, places)
     assert places["tool"].read_bytes() == content
     assert places["data"].read_bytes() == content + b"!"
     assert os.access(places["tool"], os.X_OK)
@@ -162,30 +203,14 @@ async def test_a_user_may_do_anything_to_an_output(store: Store, tmp_path: Path,
 
 
 @keeping
-@pytest.mark.parametrize("private", [True, False])
-async def test_fetching_twice_replaces(store: Store, tmp_path: Path, private: bool) -> None:
+async def test_fetching_twice_replaces(store: Store, tmp_path: Path) -> None:
     entry = await store.add(key_of(1), {"o": b"object"})
     assert entry is not None
     place = tmp_path / "place" / "out.o"
     for _ in range(2):
-        assert await store.fetch(entry, {"o": place}, private=private)
+        assert await store.fetch(entry, {"o": place})
     assert place.read_bytes() == b"object"
     assert list(place.parent.iterdir()) == [place]
-
-
-@keeping
-@pytest.mark.parametrize("size", [1000, 300_000])
-async def test_a_user_never_gets_what_was_private(store: Store, tmp_path: Path, size: int) -> None:
-    content = content_of("x", size)
-    entry = await store.add(key_of(1), {"o": content})
-    assert entry is not None
-    place = tmp_path / "out.o"
-    for private in (True, False):
-        assert await store.fetch(entry, {"o": place}, private=private)
-    assert place.stat().st_nlink == 1
-    assert place.stat().st_mode & 0o200
-    place.write_bytes(b"scribble")
-    assert await store.read(entry.outputs[0]) == content
 
 
 @keeping
@@ -205,11 +230,10 @@ async def test_a_destination_that_cannot_be_written_is_the_callers_business(stor
     assert entry is not None
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
-    for private in (True, False):
-        with pytest.raises(OSError, match="directory"):
-            await store.fetch(entry, {"o": tmp_path / "directory"}, private=private)
-        with pytest.raises(OSError, match="file"):
-            await store.fetch(entry, {"p": tmp_path / "p", "o": tmp_path / "file" / "o"}, private=private)
+    with pytest.raises(OSError, match="directory"):
+        await store.fetch(entry, {"o": tmp_path / "directory"})
+    with pytest.raises(OSError, match="file"):
+        await store.fetch(entry, {"p": tmp_path / "p", "o": tmp_path / "file" / "o"})
     with pytest.raises(KeyError):
         await store.fetch(entry, {"q": tmp_path / "q"})
     assert not (tmp_path / "p").exists()
@@ -243,7 +267,7 @@ async def test_equal_contents_are_kept_once(store: Store) -> None:
     assert store.stats.bytes_written == 400
 
 
-@keeping
+@claiming
 async def test_a_claim_is_had_by_one_and_awaited_by_others(store: Store) -> None:
     claim = store.claim(key_of(1))
     assert claim is not None

@@ -113,27 +113,26 @@ async def test_a_damaged_entry_is_a_miss_and_removed(
 async def test_a_damaged_fact_is_none_and_removed(
     store: LocalStore, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    await store.remember(key_of(1), b"fact")
+    store.remember(key_of(1), b"fact")
     path = only(tmp_path / "cache/v1/facts")
     damage(path)
-    with trio.fail_after(10):
-        assert await store.recall(key_of(1)) is None
+    assert store.recall(key_of(1)) is None
     assert not os.path.lexists(path)
     assert store.stats.damaged == 1
-    await store.remember(key_of(1), b"fact")
-    assert await store.recall(key_of(1)) == b"fact"
+    store.remember(key_of(1), b"fact")
+    assert store.recall(key_of(1)) == b"fact"
 
 
 async def test_nothing_is_taken_for_a_fact(store: LocalStore, tmp_path: Path) -> None:
     await added(store)
-    await store.remember(key_of(2), b"x")
+    store.remember(key_of(2), b"x")
     fact = only(tmp_path / "cache/v1/facts")
     shutil.copy(only(tmp_path / "cache/v1/ac"), fact.with_name(key_of(1)))
     fact.parent.rename(fact.parent.with_name(key_of(1)[:2]))
-    assert await store.recall(key_of(1)) is None
+    assert store.recall(key_of(1)) is None
     fact = only(tmp_path / "cache/v1/facts")
     fact.rename(fact.with_name(key_of(1)))
-    assert await store.recall(key_of(1)) is None
+    assert store.recall(key_of(1)) is None
     assert store.stats.damaged == 2
 
 
@@ -146,11 +145,10 @@ async def test_an_entry_under_another_key_is_damaged(store: LocalStore, tmp_path
     assert store.stats.damaged == 1
 
 
-@pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("size", [3000, 2_000_000])
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_a_damaged_blob_is_never_placed(
-    store: LocalStore, tmp_path: Path, damage: Callable[[Path], None], size: int, private: bool
+    store: LocalStore, tmp_path: Path, damage: Callable[[Path], None], size: int
 ) -> None:
     content = content_of("o", size)
     entry = await store.add(key_of(1), {"o": content, "fine": b"fine"})
@@ -159,13 +157,13 @@ async def test_a_damaged_blob_is_never_placed(
     damage(path)
     with trio.fail_after(10):
         places = {"fine": tmp_path / "out/fine", "o": tmp_path / "out/o"}
-        assert not await store.fetch(entry, places, private=private)
+        assert not await store.fetch(entry, places)
     assert not list((tmp_path / "out").iterdir())
     assert not os.path.lexists(path)
     assert store.stats.damaged == 1
     assert await store.find(key_of(1)) is None
     assert await store.add(key_of(1), {"o": content, "fine": b"fine"}) == entry
-    assert await store.fetch(entry, {"o": tmp_path / "out/o"}, private=private)
+    assert await store.fetch(entry, {"o": tmp_path / "out/o"})
     assert (tmp_path / "out/o").read_bytes() == content
 
 
@@ -197,7 +195,7 @@ async def test_a_found_entry_whose_blob_goes_is_a_miss(store: LocalStore, tmp_pa
     assert entry is not None
     only(tmp_path / "cache/v1/cas").unlink()
     assert not await store.fetch(entry, {"o": tmp_path / "new/o"})
-    assert not await store.fetch(entry, {"o": tmp_path / "new2/o"}, private=True)
+    assert not await store.fetch(entry, {"o": tmp_path / "new2/o"})
     assert (store.stats.damaged, store.stats.lost) == (0, 2)
     assert await store.find(key_of(1)) is None
     assert not list((tmp_path / "cache/v1/ac").glob("*/*"))
@@ -230,8 +228,8 @@ async def test_a_file_where_a_directory_should_be(tmp_path: Path, name: str, whe
         assert store.claim(key_of(2)) is None
         claim.close()
         await store.wait(key_of(2))
-        await store.remember(key_of(2), b"fact")
-        assert await store.recall(key_of(2)) in (None, b"fact")
+        store.remember(key_of(2), b"fact")
+        assert store.recall(key_of(2)) in (None, b"fact")
         store.prune(0)
         store.verify()
         store.usage()
@@ -291,8 +289,8 @@ async def test_a_full_disk(tmp_path: Path, size: int) -> None:
             assert await store.fetch(entry, {"o": tmp_path / "o"})
             assert (tmp_path / "o").read_bytes() == content_of(number, size)
         assert await store.find(key_of(kept)) is None
-        await store.remember(key_of("fact"), content_of("fact", 60_000))
-        assert await store.recall(key_of("fact")) in (None, content_of("fact", 60_000))
+        store.remember(key_of("fact"), content_of("fact", 60_000))
+        assert store.recall(key_of("fact")) in (None, content_of("fact", 60_000))
         assert not list(directory.glob("cache/v1/tmp/*/*"))
         assert store.verify().damaged == ()
 
@@ -321,9 +319,8 @@ async def test_a_read_only_disk_still_gives(tmp_path: Path) -> None:
             entry = await store.find(key_of(1))
             assert entry is not None
             assert not store.stats.trouble
-            for private in (True, False):
-                assert await store.fetch(entry, {"o": tmp_path / "o"}, private=private)
-                assert (tmp_path / "o").read_bytes() == CONTENT
+            assert await store.fetch(entry, {"o": tmp_path / "o"})
+            assert (tmp_path / "o").read_bytes() == CONTENT
             assert await store.find(key_of(2)) is None
             assert await store.add(key_of(3), {"o": b"new"}) is None
             assert "Read-only" in store.stats.trouble

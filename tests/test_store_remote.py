@@ -36,9 +36,9 @@ async def test_what_one_machine_added_another_finds(tmp_path: Path, size: int) -
 async def test_it_is_never_told_of_facts(tmp_path: Path) -> None:
     remote = MemoryRemote()
     with open_store(tmp_path, limit_bytes=ROOMY, remote=remote) as store:
-        await store.remember(key_of(1), b"fact")
-        assert await store.recall(key_of(1)) == b"fact"
-        assert await store.recall(key_of(2)) is None
+        store.remember(key_of(1), b"fact")
+        assert store.recall(key_of(1)) == b"fact"
+        assert store.recall(key_of(2)) is None
     assert (remote.actions, remote.blobs, remote.asked) == ({}, {}, 0)
 
 

@@ -117,14 +117,14 @@ async def test_a_killed_build_keeps_nothing(store: LocalStore, cache: Path) -> N
 
 
 async def test_a_living_writers_files_stay(store: LocalStore, cache: Path) -> None:
-    fd, temporary = store._writer.create()
+    fd, temporary = store._here.writer.create()
     os.close(fd)
     age(cache, 100_000)
     os.utime(temporary, (1, 1))
     with open_store(cache, limit_bytes=ROOMY) as other:
         other.clear()
     assert Path(temporary).exists()
-    store._writer.publish(temporary, str(cache / "v1/cas/here"))
+    store._here.writer.publish(temporary, str(cache / "v1/cas/here"))
     store.close()
     assert names_in(cache / "v1/tmp") == []
 
@@ -174,15 +174,15 @@ async def test_verify_tells_and_removes(store: LocalStore, cache: Path) -> None:
 
 async def test_facts_are_looked_after_as_well(store: LocalStore, cache: Path) -> None:
     for number in range(3):
-        await store.remember(key_of(number), f"{number}".encode())
-    await store.remember(key_of("large"), bytes(2_000_000))
+        store.remember(key_of(number), f"{number}".encode())
+    store.remember(key_of("large"), bytes(2_000_000))
     age(cache, 1000)
     assert (store.usage().facts, store.usage().bytes) == (3, 3 * ENTRY)
     (oldest,) = cache.glob(f"v1/facts/*/{key_of(1)}")
     os.utime(oldest, (1, 1))
-    assert await store.recall(key_of(1)) == b"1"
+    assert store.recall(key_of(1)) == b"1"
     assert store.prune(ENTRY).files == 2
-    assert [await store.recall(key_of(number)) for number in range(3)] == [None, b"1", None]
+    assert [store.recall(key_of(number)) for number in range(3)] == [None, b"1", None]
     assert (store.verify().facts, store.verify().damaged) == (1, ())
     (path,) = cache.glob("v1/facts/*/*")
     path.chmod(0o644)
@@ -210,7 +210,7 @@ async def test_facts_alone_keep_the_limit_too(cache: Path) -> None:
     limit = 400_000
     with open_store(cache, limit_bytes=limit) as store:
         for number in range(200):
-            await store.remember(key_of(number), b"fact")
+            store.remember(key_of(number), b"fact")
             store._housekeeper.join()
         assert limit * 0.6 < store.usage().bytes <= limit
 
@@ -252,7 +252,7 @@ async def test_pruning_beside_readers_makes_only_misses(store: LocalStore, cache
                 await trio.lowlevel.checkpoint()
                 entry = await store.find(key_of(number % 5))
                 place = tmp_path / "o"
-                if entry and await store.fetch(entry, {"o": place}, private=bool(number % 2)):
+                if entry and await store.fetch(entry, {"o": place}):
                     assert place.read_bytes() == content_of(number % 5, SIZE)
             done = True
     assert store.stats.damaged == 0

@@ -37,7 +37,7 @@ from workers.ingredients import Ingredient, IngredientKind
 from workers.llvm.bitstream import BitcodeError
 from workers.llvm.index_shard import guid_of, read_index
 from workers.llvm.thin_key import ShardFacts, shard_facts
-from workers.llvm.thin_plan import LinkIndex, ThinPlan
+from workers.llvm.thin_plan import LinkIndex, ThinPlan, shard_source
 from workers.thin import ThinCompile
 from workers.work import Estimate
 
@@ -60,7 +60,7 @@ def facts(
     # Only these of a plan are of interest here.
     plan = SimpleNamespace(paths={"a": Path(own)}, names={"a/a.bc": "a", "a/b.bc": "b", "a/c.bc": "c"})
     compile_ = ThinCompile("a", Path(own), path, Estimate(1.0, 1), plan)
-    return shard_facts(compile_, cast(ThinPlan, plan), LinkIndex(read_index(combined)), digests)
+    return shard_facts(shard_source(compile_, cast(ThinPlan, plan), LinkIndex(read_index(combined))), digests)
 
 
 def nothing(_: str) -> Mapping[int, str]:

@@ -23,7 +23,7 @@ from workers.llvm.index_shard import guid_of, index_frame, read_index
 from workers.llvm.record_reader import block_records
 from workers.llvm.shard_form import Shard, read_shard
 from workers.llvm.thin_key import shard_facts
-from workers.llvm.thin_plan import LinkIndex, ThinPlan
+from workers.llvm.thin_plan import LinkIndex, ThinPlan, shard_source
 from workers.llvm.value_names import value_names
 from workers.llvm.written_numbers import number
 from workers.thin import ThinCompile
@@ -87,7 +87,7 @@ class Link:
         for place, path in enumerate(paths, 1):
             shard = self.directory / "index" / f"{path}.thinlto.bc"
             compile_ = ThinCompile(names[path], files[path], shard, Estimate(1.0, 1), plan)
-            facts = shard_facts(compile_, plan, self.index(), digests)
+            facts = shard_facts(shard_source(compile_, plan, self.index()), digests)
             made[names[path]] = Answer(
                 read_shard(shard.read_bytes(), path.encode()),
                 facts.form_digest,

@@ -1,4 +1,7 @@
-"""Digests of files, remembered as long as the files seem to stay as they are; of large ones beyond this process."""
+"""Digests of files, remembered as long as the files seem to stay as they are; of large ones beyond this process.
+
+Whoever has no event loop can have them as well, so trio is not loaded before something is done in a thread.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,17 @@ import os
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol
 
-import trio
 from attrs import evolve, frozen
 
-from workers.store import Store
-
-__all__ = ["Digests", "State", "Witness", "digest_of", "is_settled", "state_of"]
+__all__ = ["Digests", "Facts", "State", "Witness", "digest_of", "is_settled", "state_of"]
 
 _REMEMBERED = 100_000
 _INLINE_BYTES = 256 * 1024
-"""Larger files are read in a thread."""
-_LARGE_BYTES = 4 * 2**20
-"""Digests of larger files are worth being kept: compilers, and libraries with the code of others in them."""
+"""Larger files are read in a thread where there is an event loop."""
+_LARGE_BYTES = 2**20
+"""Digests of larger files are worth being kept, such as compilers and libraries: to read one takes a millisecond."""
 
 _CHUNK = 1024 * 1024
 
@@ -53,45 +54,85 @@ class Witness:
             return False
 
 
+@frozen
+class _Reading:
+    """A file that is about to be read, and whether it was settled then."""
+
+    path: str
+    state: State
+    settled: bool
+
+
+class Facts(Protocol):
+    """What is remembered beyond this process, such as by a `Store`; a Protocol as no more of one is needed here."""
+
+    def recall(self, key: str) -> bytes | None:
+        """What was last remembered under `key`, if it is still there."""
+        ...
+
+    def remember(self, key: str, note: bytes) -> None:
+        """Remember `note`, perhaps."""
+        ...
+
+
 class Digests:
-    """SHA-256 of files, in hexadecimal. Belongs to one trio run. Those of large files are kept in `store`.
+    """SHA-256 of files, in hexadecimal, for one thread. Those of large files are remembered by `facts`.
 
     Files below `own` are changed by nobody.
     """
 
-    def __init__(self, store: Store, own: Path | None = None) -> None:
-        self._store = store
+    def __init__(self, facts: Facts, own: Path | None = None) -> None:
+        self._facts = facts
         self._own = None if own is None else f"{own}/"
         self._known: OrderedDict[str, Witness] = OrderedDict()
 
     async def of(self, path: str | Path) -> Witness:
         """What a file is. Raises `OSError`."""
-        name = str(path)
-        state = state_of(name)
-        known = self._known.get(name)
+        begun = self._begin(str(path))
+        if isinstance(begun, Witness):
+            return begun
+        if begun.state[0] <= _INLINE_BYTES:
+            return self._end(begun, digest_of(begun.path))
+        import trio
+
+        return self._end(begun, await trio.to_thread.run_sync(digest_of, begun.path))
+
+    def now(self, path: str | Path) -> Witness:
+        """As `of`, while the caller waits, however large the file is."""
+        begun = self._begin(str(path))
+        return begun if isinstance(begun, Witness) else self._end(begun, digest_of(begun.path))
+
+    def _begin(self, path: str) -> Witness | _Reading:
+        """What a file is if that is known, else what is to be said of it once it is read."""
+        state = state_of(path)
+        known = self._known.get(path)
         if known is not None and known.state == state:
-            self._known.move_to_end(name)
+            self._known.move_to_end(path)
             return known
-        settled = is_settled(state)  # before it is read: that may take longer than it takes to settle
-        kept = await self._store.recall(_key_of(name, state)) if state[0] > _LARGE_BYTES else None
+        kept = self._facts.recall(_key_of(path, state)) if state[0] > _LARGE_BYTES else None
         if kept is not None:
-            digest = kept.decode("ascii")
-        elif state[0] > _INLINE_BYTES:
-            digest = await trio.to_thread.run_sync(digest_of, name)
-        else:
-            digest = digest_of(name)
-        if state_of(name) != state:
-            raise OSError(0, "it changes while it is read", name)
-        witness = Witness(name, digest, state, settled or kept is not None or self._is_own(name))
-        if settled and kept is None:
-            await self._keep(witness)
+            return self._learn(Witness(path, kept.decode("ascii"), state, settled=True))
+        # Before it is read: that may take longer than it takes to settle.
+        return _Reading(path, state, is_settled(state))
+
+    def _end(self, begun: _Reading, digest: str) -> Witness:
+        """What a file is that was read. Raises `OSError` if it was changed meanwhile."""
+        path, state = begun.path, begun.state
+        if state_of(path) != state:
+            raise OSError(0, "it changes while it is read", path)
+        witness = Witness(path, digest, state, begun.settled or self._is_own(path))
+        if begun.settled:
+            self._keep(witness)
+        return self._learn(witness)
+
+    def _learn(self, witness: Witness) -> Witness:
         if witness.settled:
-            self._known[name] = witness
+            self._known[witness.path] = witness
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return witness
 
-    async def renew(self, witness: Witness) -> None:
+    def renew(self, witness: Witness) -> None:
         """Give a file a new time. It is still known what is in it. Raises `OSError`, also where it has changed."""
         name = witness.path
         if state_of(name) != witness.state:
@@ -104,14 +145,14 @@ class Digests:
         # What is written from now on gets the time of one of the clock's ticks, and this is none of them.
         if witness.settled and state[1] == now and now not in ticks:
             self._known[name] = evolve(witness, state=state)
-            await self._keep(self._known[name])
+            self._keep(self._known[name])
 
     def _is_own(self, name: str) -> bool:
         return self._own is not None and name.startswith(self._own)
 
-    async def _keep(self, witness: Witness) -> None:
+    def _keep(self, witness: Witness) -> None:
         if witness.state[0] > _LARGE_BYTES:
-            await self._store.remember(_key_of(witness.path, witness.state), witness.digest.encode("ascii"))
+            self._facts.remember(_key_of(witness.path, witness.state), witness.digest.encode("ascii"))
 
 
 def state_of(path: str) -> State:

@@ -10,20 +10,22 @@ is to be removed is told before it is made, for afterwards might be too late. Pa
 any byte but one; a line without its end is none. It has a session of its own and ignores what a terminal sends, for
 it must live longer than we do. It is a comfort and never a condition: whoever kills it gets another one started, and
 where there is no `sh`, things work without.
+
+Many ask whether there is a keeper, and few start one: what only those need is loaded when it is needed.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import socket
-import string
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    import subprocess
 
 __all__ = ["Keeper", "keeper_of", "kept_directory", "unused_name", "watched"]
 
@@ -61,7 +63,7 @@ done
 _STARTS = 8
 """How often a keeper is started: who kills it more often wants to be rid of it."""
 
-_PLAIN = frozenset(f"{string.ascii_letters}{string.digits}/._-".encode())
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-")
 
 _open: dict[Path, Keeper] = {}
 
@@ -127,6 +129,8 @@ class Keeper:
 
     def _send(self, text: str) -> bool:
         """Whether the keeper has got or will get all of it."""
+        import socket
+
         data = text.encode()
         try:
             # A socket and not a pipe: no SIGPIPE, whatever the program around us does with that signal.
@@ -136,6 +140,9 @@ class Keeper:
             return False
 
     def _start(self) -> None:
+        import socket
+        import subprocess
+
         if self._starts >= _STARTS:
             return
         self._starts += 1
@@ -180,12 +187,14 @@ def keeper_of(directory: Path) -> Keeper | None:
 
 def unused_name(parent: Path, prefix: str) -> Path:
     """A path in `parent`, absolute, that nobody has or guesses: a keeper can be told of it before it is made."""
-    return parent.absolute() / f"{prefix}{secrets.token_hex(12)}"
+    return parent.absolute() / f"{prefix}{os.urandom(12).hex()}"
 
 
 @contextmanager
 def kept_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """A directory with a keeper of its own, gone when the block is left or this process is killed. Raises `OSError`."""
+    import shutil
+
     directory = unused_name(parent, prefix)
     keeper = Keeper(directory)
     try:

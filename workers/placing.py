@@ -13,18 +13,12 @@ from pathlib import Path
 
 from workers.errors import ModuleError
 from workers.keeper import unused_name, watched
+from workers.landing import landing
 from workers.work import Optimize, artifact_path
 
-__all__ = ["check_destinations", "landing", "place"]
+__all__ = ["check_destinations", "place"]
 
 _COPY_CHUNK = 1024 * 1024
-
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFBLK: "a block device",
-}
 
 
 def check_destinations(item: Optimize) -> None:
@@ -67,22 +61,6 @@ def place(source: Path, destination: Path, mode: int = 0o644) -> int:
             raise
         _place_across(source, target, mode)
     return found.st_size
-
-
-def landing(destination: Path) -> Path | None:
-    """The file that an output at `destination` becomes, all links resolved; `None`: it goes into a character device.
-
-    Raises `OSError` where something else is that is not a regular file, and for links that run in a circle.
-    """
-    try:
-        mode = destination.stat().st_mode
-    except FileNotFoundError:
-        mode = stat.S_IFREG
-    if stat.S_ISCHR(mode):
-        return None
-    if not stat.S_ISREG(mode):
-        raise FileExistsError(errno.EEXIST, f"it is {_KINDS.get(stat.S_IFMT(mode), 'special')}", str(destination))
-    return Path(os.path.realpath(destination)) if destination.is_symlink() else destination
 
 
 def _write_through(source: Path, device: Path) -> None:

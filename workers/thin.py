@@ -5,12 +5,13 @@ Values and a protocol only. Fat LTO has its own (`workers.fat`); the two have no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from attrs import field, frozen
 
+from workers.ingredients import Key, NoKey
 from workers.work import (
     NOT_ASKED,
     CacheUse,
@@ -27,7 +28,7 @@ from workers.work import (
     count,
 )
 
-__all__ = ["REGULAR_PART", "ThinCompile", "ThinLink", "ThinLinked", "ThinLtoBackend"]
+__all__ = ["REGULAR_PART", "PlannedCompile", "ThinCompile", "ThinLink", "ThinLinked", "ThinLtoBackend"]
 
 REGULAR_PART = "regular-lto"
 """The name of what the thin link compiles itself: modules without a ThinLTO summary, the regular halves of split LTO
@@ -73,6 +74,19 @@ class ThinCompile:
     shard: Path
     estimate: Estimate
     link: Any = field(repr=False)
+
+
+@frozen
+class PlannedCompile:
+    """Stands in `ThinCompile.link` where somebody else has done the thin link, and says where each object has to go.
+
+    `holds` says whether what `key` was made of is still the same; `inner` is the backend's own.
+    """
+
+    key: Key | NoKey
+    output: Path
+    holds: Callable[[], bool] = field(repr=False)
+    inner: Any = field(repr=False)
 
 
 @frozen

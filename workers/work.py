@@ -15,7 +15,8 @@ from typing import Any
 from attrs import field, frozen
 
 from workers.errors import RequestError
-from workers.ingredients import Ingredient, Key, NoKey
+from workers.ingredients import Key, NoKey
+from workers.outcome import NOT_ASKED, CacheOutcome, CacheUse, Step
 
 __all__ = [
     "LINKABLE",
@@ -403,51 +404,6 @@ class Artifact:
     kind: EmitKind
     path: Path
     bytes: int
-
-
-class Step(enum.Enum):
-    """What of a build a result is about; the value is its name in reports."""
-
-    CODEGEN = "codegen"
-    PRE_LINK = "pre-link"
-    THIN_LINK = "thin-link"
-    THIN_BACKEND = "thin-backend"
-    FAT_LINK = "fat-link"
-    FAT_CODEGEN = "fat-codegen"
-    LINK = "link"
-
-
-class CacheOutcome(enum.Enum):
-    """What the cache did for an item; the value is its name in reports."""
-
-    HIT = "hit"
-    """Its result was there."""
-    MISS = "miss"
-    """It had to be made, and may be there the next time."""
-    SHARED = "shared"
-    """Another build was making just this, and its result was waited for."""
-    OFF = "off"
-    """The cache was not asked."""
-
-
-@frozen
-class CacheUse:
-    """What the cache did for an item, and what is known for explaining that.
-
-    `key` and `ingredients` are what the result was made of, as far as the cache was asked; `note` is why it was not,
-    and with `warn` that is something that the user can mend. `reason` has the words for the user, once the build has
-    compared with an earlier one.
-    """
-
-    outcome: CacheOutcome = CacheOutcome.OFF
-    key: str = ""
-    ingredients: tuple[Ingredient, ...] = field(default=(), repr=count)
-    note: str = ""
-    warn: bool = False
-    reason: str = ""
-
-
-NOT_ASKED = CacheUse()
 
 
 @frozen

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,22 @@ import click
 from attrs import frozen
 
 from coordinator._records import BuildRecord, ItemRecord, Records
+from coordinator.cli._builds import (
+    build_object,
+    history_options,
+    nothing_there,
+    opened,
+    outcomes,
+    put_lines,
+    recorded_path,
+    when,
+)
 from coordinator.cli._exit import ExitCode
 from coordinator.cli._signals import StopSignals
 from coordinator.cli._terminal import printable, put
 from workers.changes import changes, option_text
 from workers.errors import RequestError
 from workers.ingredients import Ingredient, IngredientKind
-from workers.store import default_directory
 from workers.work import CacheOutcome, Step
 
 __all__ = ["explain"]
@@ -39,19 +45,7 @@ _STEPS = {step.value: place for place, step in enumerate(Step)}
 @click.argument("build", required=False)
 @click.argument("module", required=False)
 @click.option("--list", "as_list", is_flag=True, help="List the builds on record, the latest first")
-@click.option(
-    "--link",
-    type=click.Path(readable=False, path_type=Path),
-    metavar="PATH",
-    help="The latest build of this program, library or output directory",
-)
-@click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, readable=False, path_type=Path),
-    metavar="DIR",
-    help="The directory of the cache [default: $LTOD_CACHE_DIR, else ltod in $XDG_CACHE_HOME or ~/.cache]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output")
+@history_options("The latest build of this program, library or output directory")
 @click.pass_obj
 def explain(
     signals: StopSignals,
@@ -68,9 +62,8 @@ def explain(
     BUILD is a number from --list; the latest build is meant without it. With MODULE everything that changed for that
     one is told, and what it was made of.
     """
-    directory = (cache_dir if cache_dir is not None else default_directory(os.environ)).absolute()
-    records = Records(directory)
-    path = Path(os.path.abspath(link)) if link is not None else None  # noqa: PTH100  # as builds write it
+    records, directory = opened(cache_dir)
+    path = recorded_path(link)
     if as_list:
         if build is not None:
             raise RequestError("--list takes no BUILD and no MODULE: leave one of them out")
@@ -84,9 +77,9 @@ def explain(
     if as_json:
         put(json.dumps({"build": _build_object(chosen), "items": [_item_object(one) for one in told]}, allow_nan=False))
     elif module is None:
-        _put_lines([_headline(chosen), *_overview(chosen)])
+        put_lines([_headline(chosen), *_overview(chosen)])
     else:
-        _put_lines([_headline(chosen), *(line for one in told for line in _details(one))])
+        put_lines([_headline(chosen), *(line for one in told for line in _details(one))])
     return ExitCode.OK
 
 
@@ -111,7 +104,7 @@ def _chosen(
         return found, module
     latest = next(iter(records.builds(path, most=1)), None)
     if latest is None:
-        raise RequestError(_nothing_there(records, directory, path))
+        raise RequestError(nothing_there(records, directory, path))
     if build is None:
         return latest, module
     if module is None and any(item.module == build for item in _own_items(latest)):
@@ -124,14 +117,6 @@ def _chosen(
     )
 
 
-def _nothing_there(records: Records, directory: Path, path: Path | None) -> str:
-    others = list(dict.fromkeys(str(one.thing.path) for one in records.builds())) if path is not None else []
-    if others:
-        more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
-        return f"no build of {path} is on record: there are builds of {', '.join(others[:_LISTED])}{more}"
-    return f"no build is on record in {directory}: build something with the cache, or name another --cache-dir"
-
-
 def _no_module(build: BuildRecord, name: str) -> str:
     names = sorted({item.module for item in _own_items(build)})
     near = difflib.get_close_matches(name, names, 3) if len(name) < 200 else []
@@ -141,9 +126,8 @@ def _no_module(build: BuildRecord, name: str) -> str:
 
 
 def _own_items(build: BuildRecord) -> list[ItemRecord]:
-    """The items that the build came to, in the order of telling; others are only carried along."""
-    items = [item for item in build.items if item.build == build.id]
-    return sorted(items, key=lambda item: (_STEPS.get(item.step, len(_STEPS)), item.step, item.module))
+    """The items that the build came to, in the order of telling."""
+    return sorted(build.own_items, key=lambda item: (_STEPS.get(item.step, len(_STEPS)), item.step, item.module))
 
 
 def _told(records: Records, build: BuildRecord, module: str | None) -> list[_Told]:
@@ -170,7 +154,7 @@ def _put_list(builds: Sequence[BuildRecord], directory: Path, *, as_json: bool) 
         put(printable(f"no build is on record in {directory}"))
     else:
         width = len(str(builds[0].id))
-        _put_lines(f"{one.id:>{width}}  {_when(one)}  {_state(one)}  {_counts(one)}  {one.thing}" for one in builds)
+        put_lines(f"{one.id:>{width}}  {when(one)}  {_state(one)}  {_counts(one)}  {one.thing}" for one in builds)
 
 
 def _state(build: BuildRecord) -> str:
@@ -179,7 +163,7 @@ def _state(build: BuildRecord) -> str:
 
 def _headline(build: BuildRecord) -> str:
     state = "" if build.ok else ", which failed"
-    return f"build {build.id} of {build.thing}, {_when(build)}, {build.seconds:.1f} s{state}: {_counts(build)}"
+    return f"build {build.id} of {build.thing}, {when(build)}, {build.seconds:.1f} s{state}: {_counts(build)}"
 
 
 def _overview(build: BuildRecord) -> Iterator[str]:
@@ -234,7 +218,7 @@ def _recipe(ingredients: Sequence[Ingredient]) -> Iterator[str]:
 
 
 def _counts(build: BuildRecord) -> str:
-    counts = Counter(item.outcome for item in _own_items(build))
+    counts = outcomes(build)
     hits, misses = counts[CacheOutcome.HIT], counts[CacheOutcome.MISS]
     text = f"{hits} hit{'' if hits == 1 else 's'}, {misses} miss{'' if misses == 1 else 'es'}"
     if shared := counts[CacheOutcome.SHARED]:
@@ -242,28 +226,9 @@ def _counts(build: BuildRecord) -> str:
     return f"{text}, {counts[CacheOutcome.OFF]} without the cache" if counts[CacheOutcome.OFF] else text
 
 
-def _when(build: BuildRecord) -> str:
-    try:
-        return f"{datetime.fromtimestamp(build.started).astimezone():%Y-%m-%d %H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        return "at no time"
-
-
-def _put_lines(lines: Iterator[str] | Sequence[str]) -> None:
-    put("\n".join(printable(line).replace("\n", "\\n") for line in lines))
-
-
-def _build_object(build: BuildRecord) -> dict[str, Any]:
-    counts = Counter(item.outcome for item in _own_items(build))
-    return {
-        "id": build.id,
-        "path": str(build.thing.path),
-        "kind": build.thing.kind,
-        "started": build.started,
-        "seconds": build.seconds,
-        "ok": build.ok,
-        "counts": {outcome.value: counts[outcome] for outcome in CacheOutcome},
-    }
+def _build_object(build: BuildRecord) -> dict[str, object]:
+    counts = outcomes(build)
+    return build_object(build, counts={outcome.value: counts[outcome] for outcome in CacheOutcome})
 
 
 def _item_object(told: _Told) -> dict[str, Any]:

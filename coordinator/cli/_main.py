@@ -25,7 +25,7 @@ __all__ = ["run"]
 
 _COMPLETE = "_LTOD_COMPLETE"
 
-_ELSEWHERE = ("build", "cache", "doctor", "explain")
+_ELSEWHERE = ("build", "cache", "doctor", "explain", "stats")
 """Commands in modules of their own, which are loaded when they are asked for: a build that finds everything in the
 cache takes hardly longer than that."""
 

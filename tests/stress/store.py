@@ -65,7 +65,7 @@ async def _read_all(store: LocalStore, wrong: list[str], number: int) -> int:
     """How many entries are there, each looked at."""
     found = 0
     for action in range(WRITTEN):
-        fact = await store.recall(key_of(action))
+        fact = store.recall(key_of(action))
         if fact not in (None, f"fact {action}".encode()):
             wrong.append(f"round {number}: action {action}: not its fact: {fact!r}")
         entry = await store.find(key_of(action))

@@ -2,7 +2,7 @@
 
 What the loops use is `CachedBackend`, a decorator over any backend that can tell its items' keys (`workers.keys`).
 Compiling, ThinLTO, fat LTO and linking have a module each; what they share is `_shelf`, which is about results and not
-about how they come about.
+about how they come about. `CachedJobs` is for backend compiles that a linker hands out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from attrs import evolve
 from workers.backend import Backend, Inspection
 from workers.cached._codegen import Codegen
 from workers.cached._fat import Fat
+from workers.cached._jobs import CachedJobs
 from workers.cached._link import Linking
 from workers.cached._shelf import Shelf
 from workers.cached._thin import Thin
@@ -43,7 +44,7 @@ from workers.work import (
     Target,
 )
 
-__all__ = ["CachedBackend"]
+__all__ = ["CachedBackend", "CachedJobs", "Shelf"]
 
 _TAKEN = CacheUse(note="it is prepared for LTO, and taken as it is")
 

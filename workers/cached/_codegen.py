@@ -162,10 +162,10 @@ class Codegen:
         else:
             if isinstance(result, Finished):
                 outputs = {artifact.kind.value: artifact.path for artifact in result.artifacts}
-                note = note_of(result.engine, result.diagnostics)
+                note = note_of(result.engine, result.diagnostics, result.seconds)
             else:
                 outputs = {_BITCODE: result.bitcode}
-                note = note_of(result.engine, result.diagnostics, code_bytes=result.code_bytes)
+                note = note_of(result.engine, result.diagnostics, result.seconds, code_bytes=result.code_bytes)
             use = self.shelf.made(item.name, key, await self.shelf.keep(key, outputs, note))
         if isinstance(result, Finished):
             try:

@@ -98,7 +98,9 @@ class Fat:
             await self.shelf.keep_reads(key, linked.reads)
         if program.full is None:
             program.claim.close()  # there will be nothing for others to wait for
-        program.note = note_of(Engine.TOOLCHAIN, linked.diagnostics, unneeded=linked.unneeded, needs={**linked.needs})
+        program.note = note_of(
+            Engine.TOOLCHAIN, linked.diagnostics, linked.seconds, unneeded=linked.unneeded, needs={**linked.needs}
+        )
         program.partitions = linked.partitions
         named = program.full or key
         await self._complete(program)
@@ -184,7 +186,7 @@ class Fat:
         if isinstance(made, Failed) or not self.keys.unchanged(key):
             return self.shelf.made(made.module, key, ())
         outputs = {artifact.kind.value: artifact.path for artifact in made.artifacts}
-        note = note_of(made.engine, made.diagnostics)
+        note = note_of(made.engine, made.diagnostics, made.seconds)
         return self.shelf.made(made.module, key, await self.shelf.keep(key, outputs, note))
 
     async def _ended(self, part: _Part, result: Finished | Failed, key: Key | NoKey) -> None:

@@ -19,7 +19,8 @@ from workers.cached._shelf import Shelf, note_of, off
 from workers.digests import Digests
 from workers.ingredients import Key, NoKey
 from workers.keys import Keys
-from workers.placing import landing
+from workers.landing import landing
+from workers.notes import seconds_in
 from workers.work import CacheOutcome, CacheUse, Diagnostic, Engine, Failed, Link, Linked, Severity
 
 __all__ = ["Linking"]
@@ -48,9 +49,9 @@ class Linking:
     async def _found(self, item: Link, key: Key) -> Linked | None:
         """What an earlier link of the same has left, if it is as it was; it gets a new time then."""
         store, output = self.shelf.store, item.link.output
-        reads = await store.recall(key.digest)
+        reads = store.recall(key.digest)
         full = None if reads is None else await self.keys.with_reads(key, reads)
-        known = None if full is None else await store.recall(full.digest)
+        known = None if full is None else store.recall(full.digest)
         if full is None or known is None:
             return None
         try:
@@ -66,10 +67,10 @@ class Linking:
             witness = await self._digests.of(place)
             if witness.digest != note["digest"]:
                 return None
-            await self._digests.renew(witness)
+            self._digests.renew(witness)
         except (OSError, ValueError, KeyError, TypeError):
             return None  # gone, or written by another version
-        use = CacheUse(CacheOutcome.HIT, full.digest, full.ingredients())
+        use = CacheUse(CacheOutcome.HIT, full.digest, full.ingredients(), saved_seconds=seconds_in(note))
         return Linked(item.name, output, size, engine, 0.0, 0, diagnostics, reads, use)
 
     async def _remembered(self, item: Link, key: Key, linked: Linked | Failed) -> CacheUse:
@@ -88,9 +89,9 @@ class Linking:
                 # Notes are about how it went that time.
                 said = [one for one in linked.diagnostics if one.severity is not Severity.NOTE]
                 mode = stat.S_IMODE(place.stat().st_mode)
-                note = note_of(linked.engine, said, digest=digest, bytes=linked.bytes, mode=mode)
-                await store.remember(key.digest, linked.reads)
-                await store.remember(full.digest, json.dumps(note).encode("ascii"))
+                note = note_of(linked.engine, said, linked.seconds, digest=digest, bytes=linked.bytes, mode=mode)
+                store.remember(key.digest, linked.reads)
+                store.remember(full.digest, json.dumps(note).encode("ascii"))
         except OSError:
             pass  # it is not there any more
         return use

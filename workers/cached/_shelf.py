@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,13 +14,13 @@ import trio
 from attrs import define, field, frozen
 
 from workers.digests import digest_of
-from workers.ingredients import Ingredient, Key, NoKey, decode, encode
+from workers.ingredients import Ingredient, Key, NoKey, decode
+from workers.notes import pack, seconds_in, unpack
 from workers.store import Entry, Output, Store
 from workers.work import CacheOutcome, CacheUse, Deferred, Diagnostic, Engine, Severity
 
 __all__ = ["Kept", "Shelf", "note_of", "off"]
 
-_MOST_NOTE_BYTES = 64 * 2**20
 _INLINE_BYTES = 1024 * 1024
 """More is read in a thread."""
 
@@ -66,11 +64,10 @@ class Shelf:
         if entry is None:
             return None
         try:
-            head, _, rest = _unpacked(entry.note).partition(b"\n")
-            note = json.loads(head)
-            kept = Kept(key, entry, note, decode(rest))
+            note, made_of = unpack(entry.note)
+            kept = Kept(key, entry, note, decode(made_of))
             _ = kept.engine, kept.diagnostics("")
-        except (ValueError, KeyError, TypeError, zlib.error):
+        except (ValueError, KeyError, TypeError):
             return None  # of another version
         return kept
 
@@ -95,8 +92,7 @@ class Shelf:
     ) -> tuple[Ingredient, ...]:
         """Keep a result. Gives what it was made of."""
         ingredients = key.ingredients()
-        text = json.dumps(note).encode() + b"\n" + encode(ingredients)
-        await self.store.add(key.digest, outputs, zlib.compress(text, 1))
+        await self.store.add(key.digest, outputs, pack(note, ingredients))
         return ingredients
 
     async def reads(self, link: Key) -> bytes | None:
@@ -134,21 +130,12 @@ class Shelf:
         waited = ((claimed or kept.key).digest, name)
         outcome = CacheOutcome.SHARED if waited in self._awaited else CacheOutcome.HIT
         self._awaited.discard(waited)
-        return CacheUse(outcome, kept.key.digest, kept.ingredients)
+        return CacheUse(outcome, kept.key.digest, kept.ingredients, saved_seconds=seconds_in(kept.note))
 
     def made(self, name: str, key: Key, ingredients: tuple[Ingredient, ...]) -> CacheUse:
         """What is to be told of an item that had to be made."""
         self._awaited.discard((key.digest, name))
         return CacheUse(CacheOutcome.MISS, key.digest, ingredients)
-
-
-def _unpacked(note: bytes) -> bytes:
-    """A note's text. It may be anybody's, so there is a bound. Raises `ValueError`, `zlib.error`."""
-    unpacking = zlib.decompressobj()
-    text = unpacking.decompress(note, _MOST_NOTE_BYTES)
-    if not unpacking.eof:
-        raise ValueError("it has no end")
-    return text
 
 
 def _are_there(wanted: Sequence[tuple[Output, Path]]) -> bool:
@@ -171,10 +158,13 @@ def _is_as_placed(state: os.stat_result, output: Output) -> bool:
     return state.st_size == output.size and state.st_nlink == 1 and rights == 0o600
 
 
-def note_of(engine: Engine, diagnostics: Sequence[Diagnostic], **more: Any) -> dict[str, Any]:
-    """What is noted of a result beside its outputs. Diagnostics are kept without the name of the module."""
+def note_of(engine: Engine, diagnostics: Sequence[Diagnostic], seconds: float, **more: Any) -> dict[str, Any]:
+    """What is noted of a result beside its outputs. `seconds` is how long making it took.
+
+    Diagnostics are kept without the name of the module.
+    """
     said = [(one.severity.value, one.message) for one in diagnostics]
-    return {"engine": engine.value, "diagnostics": said, **more}
+    return {"engine": engine.value, "diagnostics": said, "seconds": round(seconds, 3), **more}
 
 
 def off(key: NoKey) -> CacheUse:

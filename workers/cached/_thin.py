@@ -153,9 +153,10 @@ class Thin:
         note = note_of(
             Engine.TOOLCHAIN,
             linked.diagnostics,
+            linked.seconds,
             compiles=[(name, one.digest) for name, one in keys],
             unneeded=linked.unneeded,
-            regular=None if regular is None else note_of(regular.engine, regular.diagnostics)["diagnostics"],
+            regular=None if regular is None else note_of(regular.engine, regular.diagnostics, 0.0)["diagnostics"],
         )
         outputs = {} if regular is None else {one.kind.value: one.path for one in regular.artifacts}
         await self.shelf.keep_reads(key, linked.reads)
@@ -227,7 +228,7 @@ class Thin:
             use = self.shelf.made(one.name, key, ())
         else:
             outputs = {artifact.kind.value: artifact.path for artifact in result.artifacts}
-            note = note_of(result.engine, result.diagnostics)
+            note = note_of(result.engine, result.diagnostics, result.seconds)
             use = self.shelf.made(one.name, key, await self.shelf.keep(key, outputs, note))
         if isinstance(result, Finished):
             try:

@@ -1,12 +1,13 @@
 """What makes things here, for keys: the toolchain's programs with their libraries, llvmlite, and ltod itself.
 
 A version says too little: distributions patch, and people build their own. So it is digests.
+
+Each question can be asked with an event loop and without one; neither loads what only the other needs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import struct
@@ -16,10 +17,16 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from workers.action import Action, run
 from workers.digests import Digests, Witness
 
-__all__ = ["Identity", "IdentityError", "llvmlite_identity", "ltod_identity", "program_identity"]
+__all__ = [
+    "Identity",
+    "IdentityError",
+    "llvmlite_identity",
+    "ltod_identity",
+    "program_identity",
+    "program_identity_now",
+]
 
 _ELF = b"\x7fELF"
 _PT_INTERP = 3
@@ -41,14 +48,35 @@ class Identity:
 
 async def program_identity(program: Path, scratch: Path, digests: Digests) -> Identity:
     """What changes with a program and with the libraries that it is loaded with. Raises `IdentityError`."""
+    from workers.action import Action, run
+
     try:
-        return await _combined([program, *await _libraries(program, scratch)], digests)
-    except (OSError, struct.error) as error:
+        files = [program]
+        question = _question(program)
+        if question is not None:
+            async with run(Action(argv=question, inputs={}, time_limit=_QUESTION_SECONDS), scratch) as result:
+                files += _libraries(question, result.status, result.stdout)
+        return _combined([await digests.of(path) for path in files])
+    except (OSError, ValueError, struct.error) as error:
+        raise IdentityError(f"{program} cannot be read: {error}") from error
+
+
+def program_identity_now(program: Path, digests: Digests) -> Identity:
+    """As `program_identity`, while the caller waits."""
+    try:
+        files = [program]
+        question = _question(program)
+        if question is not None:
+            files += _libraries(question, *_asked(question))
+        return _combined(digests.now(path) for path in files)
+    except (OSError, ValueError, struct.error) as error:
         raise IdentityError(f"{program} cannot be read: {error}") from error
 
 
 async def llvmlite_identity(digests: Digests) -> Identity:
     """What changes with llvmlite. Raises `IdentityError`."""
+    import importlib.util
+
     spec = importlib.util.find_spec("llvmlite")
     folders = spec.submodule_search_locations if spec is not None else None
     libraries = [path for folder in folders or () for path in Path(folder, "binding").glob("*llvmlite.*")]
@@ -56,7 +84,7 @@ async def llvmlite_identity(digests: Digests) -> Identity:
     try:
         if not found:
             raise IdentityError("llvmlite's library is not where it should be")
-        return await _combined(found, digests)
+        return _combined([await digests.of(path) for path in found])
     except OSError as error:
         raise IdentityError(f"llvmlite cannot be read: {error}") from error
 
@@ -65,27 +93,57 @@ async def llvmlite_identity(digests: Digests) -> Identity:
 def ltod_identity() -> str:
     """What changes with how ltod itself goes about things: its own source."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    home = Path(__file__).parent
+    for path in sorted(home.rglob("*.py")):
         content = path.read_bytes()
-        digest.update(b"%s %d\n" % (path.name.encode(), len(content)))
+        digest.update(b"%s %d\n" % (os.fsencode(path.relative_to(home)), len(content)))
         digest.update(content)
     return digest.hexdigest()
 
 
-async def _libraries(program: Path, scratch: Path) -> list[Path]:
-    """The libraries that the system loads with a program. Raises `IdentityError`, `OSError`."""
+def _question(program: Path) -> tuple[str, ...] | None:
+    """What to run to be told what the system loads with a program; `None`: nothing. Raises as `program_identity`."""
     with program.open("rb") as file:
         head = file.read(4096)
     if not head.startswith(_ELF):
         raise IdentityError(f"{program} is no ELF program, so that there is no telling what it runs")
     loader = _loader(head)
-    if loader is None:
-        return []
-    question = Action(argv=(loader, "--list", str(program)), inputs={}, time_limit=_QUESTION_SECONDS)
-    async with run(question, scratch) as result:
-        if result.status != 0:
-            raise IdentityError(f"{loader} does not say which libraries {program} is loaded with")
-        return [Path(os.fsdecode(path)) for path in _LIBRARY.findall(result.stdout)]
+    return None if loader is None else (loader, "--list", str(program.absolute()))
+
+
+def _libraries(question: tuple[str, ...], status: int | None, said: bytes) -> list[Path]:
+    """The libraries that an answer names. Raises `IdentityError`."""
+    if status != 0:
+        loader, _, program = question
+        raise IdentityError(f"{loader} does not say which libraries {program} is loaded with")
+    return [Path(os.fsdecode(path)) for path in _LIBRARY.findall(said)]
+
+
+def _asked(question: tuple[str, ...]) -> tuple[int, bytes]:
+    """The answer to a question: status and standard output. Raises `OSError`, and `IdentityError` for too slow a one.
+
+    It runs with as little as an action does, save for a directory of its own: loaders write nothing.
+    """
+    import signal
+    import subprocess
+
+    with subprocess.Popen(
+        question,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={},
+        process_group=0,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=_QUESTION_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise IdentityError(f"{question[0]} takes too long to say what {question[-1]} is loaded with") from None
+        finally:
+            if process.returncode is None:  # it is not reaped, so its number is its own
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said
 
 
 def _loader(head: bytes) -> str | None:
@@ -100,12 +158,12 @@ def _loader(head: bytes) -> str | None:
     for number in range(count):
         kind, offset, size = struct.unpack_from(form, head, table + number * entry)
         if kind == _PT_INTERP:
-            return os.fsdecode(head[offset : offset + size].rstrip(b"\0"))
+            return os.fsdecode(head[offset : offset + size].partition(b"\0")[0])
     return None
 
 
-async def _combined(files: Iterable[Path], digests: Digests) -> Identity:
-    """One for several files, in whichever order. Raises `OSError`."""
-    witnesses = [await digests.of(path) for path in files]
-    text = "\n".join(sorted(witness.digest for witness in witnesses))
-    return Identity(hashlib.sha256(text.encode()).hexdigest(), tuple(witnesses))
+def _combined(witnesses: Iterable[Witness]) -> Identity:
+    """One for several files, in whichever order."""
+    found = tuple(witnesses)
+    text = "\n".join(sorted(witness.digest for witness in found))
+    return Identity(hashlib.sha256(text.encode()).hexdigest(), found)

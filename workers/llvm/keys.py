@@ -39,7 +39,7 @@ from workers.llvm.lld_line import LldLine, LldLines
 from workers.llvm.planner import Planner
 from workers.llvm.pre_link import is_as_is
 from workers.llvm.thin_key import shard_facts
-from workers.llvm.thin_plan import ThinPlan
+from workers.llvm.thin_plan import ThinPlan, shard_source
 from workers.llvm.toolchain import Toolchain
 from workers.llvm.toolchain_engine import forms_of
 from workers.llvm.value_names import value_names
@@ -273,7 +273,7 @@ class LlvmKeys:
         parts = self._thin_parts.get(plan)
         if parts is None:
             parts = self._thin_parts[plan] = await self._parts_of_thin(plan)
-        facts = shard_facts(item, plan, await plan.index(), parts.digests)
+        facts = shard_facts(shard_source(item, plan, await plan.index()), parts.digests)
         made_of = {**parts.made_of, "form": facts.form_digest}
 
         def ingredients() -> tuple[Ingredient, ...]:

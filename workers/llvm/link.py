@@ -25,6 +25,7 @@ from attrs import evolve, frozen
 
 from workers.action import Action, ActionResult, run
 from workers.keeper import unused_name, watched
+from workers.landing import landing
 from workers.llvm.elf import is_shared_library, symbol_names
 from workers.llvm.failures import describe_signal
 from workers.llvm.link_driver import DriverError, check_link, choose_archiver
@@ -34,7 +35,7 @@ from workers.llvm.link_words import expanded, is_verbose
 from workers.llvm.lld_line import LldLine, LldLines, in_directory, through_file
 from workers.llvm.sections import ObjectError
 from workers.llvm.toolchain import Toolchain
-from workers.placing import landing, place
+from workers.placing import place
 from workers.work import Diagnostic, Engine, Failed, Link, Linked, LinkKind, Severity, Step
 
 __all__ = ["link"]

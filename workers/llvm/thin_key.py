@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from attrs import field, frozen
 
@@ -16,10 +17,8 @@ from workers.ingredients import Ingredient, IngredientKind
 from workers.llvm.index_shard import guid_of
 from workers.llvm.shard_form import Shard, joined, read_shard
 from workers.llvm.shard_rows import Definition
-from workers.llvm.thin_plan import LinkIndex, ThinPlan
-from workers.thin import ThinCompile
 
-__all__ = ["ShardFacts", "shard_facts"]
+__all__ = ["ShardFacts", "ShardSource", "shard_facts"]
 
 # As `llvm::GlobalValue::LinkageTypes` counts.
 _EXTERNAL, _AVAILABLE_EXTERNALLY, _INTERNAL, _PRIVATE = 0, 1, 7, 8
@@ -38,6 +37,29 @@ Names = Callable[[str], Mapping[int, str]]
 
 
 @frozen
+class ShardSource:
+    """Where the shard of the module `name` is, and what is known of it besides.
+
+    `own` is the module's path, spelled as in the shard; `names` are those of all modules, by path. `local` gives the
+    GUIDs of the symbols that the compile is told to be local to the program, if it is told of any.
+    """
+
+    name: str
+    own: str
+    path: Path
+    names: Mapping[str, str] = field(repr=lambda names: str(len(names)))
+    local: Callable[[Shard], Sequence[int]] = field(default=lambda _: (), repr=False)
+
+    def read(self) -> tuple[Shard, Sequence[int]]:
+        """The shard, and the symbols that are local. Raises `ModuleError`, `BitcodeError`."""
+        try:
+            shard = read_shard(self.path.read_bytes(), self.own.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise ModuleError(self.name, f"its index shard cannot be read: {error.strerror or error}") from error
+        return shard, self.local(shard)
+
+
+@frozen
 class ShardFacts:
     """What the shard of one backend compile says, and what the compile is told besides."""
 
@@ -45,9 +67,7 @@ class ShardFacts:
     """SHA-256 of the canonical form: equal ones mean equal objects, where all else is equal."""
     files: tuple[str, ...] = field(repr=False)
     """The module and those that it imports from, by path."""
-    _compile: ThinCompile = field(repr=False)
-    _plan: ThinPlan = field(repr=False)
-    _link_index: LinkIndex = field(repr=False)
+    _source: ShardSource = field(repr=False)
     _digests: Mapping[str, str] = field(repr=False)
 
     def ingredients(self, name_of: Names) -> tuple[Ingredient, ...]:
@@ -57,9 +77,9 @@ class ShardFacts:
         told of single symbols: that is in several `SUMMARY` ingredients, whose names say what it is about. The shard is
         read again, for the ingredients of many at a time would take much memory. Raises what `shard_facts` does.
         """
-        shard, local = _read(self._compile, self._plan, self._link_index)
+        shard, local = self._source.read()
         if _digest(shard.form(self._digests, local)) != self.form_digest:
-            raise ModuleError(self._compile.name, "its index shard was changed after the thin link")
+            raise ModuleError(self._source.name, "its index shard was changed after the thin link")
         places: list[list[Definition]] = [[] for _ in range(len(shard.imports) + 1)]
         for row in shard.definitions:
             places[row.place].append(row)
@@ -83,7 +103,7 @@ class ShardFacts:
             _TYPES: [joined(pair) for pair in sorted(shard.types.items())],
             _WHOLE: [*shard.settings, joined(b"%d" % word for word in shard.own.hash)],
         }
-        name = self._compile.name
+        name = self._source.name
         return (
             Ingredient(IngredientKind.MODULE, name, self._digests[shard.own.file]),
             *(imports[place] for place in by_name),
@@ -98,28 +118,18 @@ class ShardFacts:
 
     def _imported(self, path: str, rows: Sequence[Definition], name_of: Names) -> Ingredient:
         symbols = tuple(sorted(_texts(rows, name_of(path)).values()))
-        return Ingredient(IngredientKind.IMPORT, self._plan.names[path], self._digests[path], symbols)
+        return Ingredient(IngredientKind.IMPORT, self._source.names[path], self._digests[path], symbols)
 
 
-def shard_facts(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex, digests: Mapping[str, str]) -> ShardFacts:
-    """What the shard of `compile_` says; `digests` are SHA-256 of the modules' files, by path.
+def shard_facts(source: ShardSource, digests: Mapping[str, str]) -> ShardFacts:
+    """What the shard says; `digests` are SHA-256 of the modules' files, by path.
 
     Raises `ModuleError` where it cannot be read, and `BitcodeError` where it is not understood, so that nobody knows
     whether it says the same as another.
     """
-    shard, local = _read(compile_, plan, link_index)
+    shard, local = source.read()
     files = tuple(module.file for module in (shard.own, *shard.imports))
-    return ShardFacts(_digest(shard.form(digests, local)), files, compile_, plan, link_index, digests)
-
-
-def _read(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> tuple[Shard, list[int]]:
-    """The shard, and the symbols that the compile is told to be local to the program."""
-    own = str(plan.paths[compile_.name]).encode("utf-8", "surrogateescape")
-    try:
-        shard = read_shard(compile_.shard.read_bytes(), own)
-    except OSError as error:
-        raise ModuleError(compile_.name, f"its index shard cannot be read: {error.strerror or error}") from error
-    return shard, link_index.missing(own, shard.defined())
+    return ShardFacts(_digest(shard.form(digests, local)), files, source, digests)
 
 
 def _texts(rows: Sequence[Definition], known: Mapping[int, str]) -> dict[bytes, str]:

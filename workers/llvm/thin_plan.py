@@ -21,10 +21,11 @@ from workers.llvm.content import Stamp, open_file, stamp_of
 from workers.llvm.index_shard import Index, read_index, rewrite_index
 from workers.llvm.lld_line import LldLine
 from workers.llvm.lto_flags import module_flag_names
+from workers.llvm.thin_key import ShardSource
 from workers.thin import ThinCompile, ThinLink
 from workers.work import count
 
-__all__ = ["LinkIndex", "ThinPlan", "shard_for", "uses_pic"]
+__all__ = ["LinkIndex", "ThinPlan", "shard_for", "shard_source", "uses_pic"]
 
 _PIC_FLAG = b"PIC Level"
 
@@ -131,6 +132,15 @@ def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> t
     if changed is not None:
         raise ModuleError(compile_.name, f"the bitcode of {changed} was changed or removed after the thin link")
     return rewritten, imports
+
+
+def shard_source(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> ShardSource:
+    """The shard of one backend compile, for its key."""
+    own = str(plan.paths[compile_.name])
+    path = own.encode("utf-8", "surrogateescape")
+    return ShardSource(
+        compile_.name, own, compile_.shard, plan.names, lambda shard: link_index.missing(path, shard.defined())
+    )
 
 
 def uses_pic(module: Path) -> bool:

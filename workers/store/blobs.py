@@ -1,34 +1,21 @@
-"""Blobs on their way into the store, and those that are there already.
-
-Small things are done at once: a thread costs more than reading, checking and writing them, and the event loop waits
-no longer for them than for anything else that it does. Large ones are done in a thread.
-"""
+"""Blobs on their way into the store, and those that are there already."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
-
-import trio
 
 from workers.store.counters import Counters
 from workers.store.files import Unusable, copy_hashed, discard, hash_file, open_file, read_all
 from workers.store.interface import Output
-from workers.store.layout import Layout, Writer
-from workers.store.upkeep import TOUCH_SECONDS
+from workers.store.layout import Layout, Writer, touch
 
-__all__ = ["Blobs", "perform", "touch"]
+__all__ = ["Blobs"]
 
-_T = TypeVar("_T")
-
-_INLINE_BYTES = 256 * 1024
-"""Up to this size together, files are read, checked and written by the event loop: a fraction of a millisecond."""
+_MEMORY_BYTES = 256 * 1024
+"""Files up to this size are read at once: what is there already is not written again then."""
 
 
 class Blobs:
@@ -69,7 +56,7 @@ class Blobs:
             if not stat.S_ISREG(status.st_mode):
                 raise Unusable(str(content), damaged=True)
             executable = bool(status.st_mode & 0o111)
-            if status.st_size <= _INLINE_BYTES:
+            if status.st_size <= _MEMORY_BYTES:
                 return self._keep_bytes(name, read_all(fd, status.st_size, str(content)), executable=executable)
             return self._keep_file(name, fd, status.st_size, str(content), executable=executable)
         finally:
@@ -107,15 +94,3 @@ class Blobs:
             return output, new
         finally:
             discard(temporary)
-
-
-async def perform(size: int, work: Callable[[], _T]) -> _T:
-    """Do something with `size` bytes of files: here if they are few, else in a thread."""
-    return work() if size <= _INLINE_BYTES else await trio.to_thread.run_sync(work)
-
-
-def touch(path: str, status: os.stat_result) -> None:
-    """Note a use of the file at `path`."""
-    if abs(time.time() - status.st_mtime) > TOUCH_SECONDS:
-        with suppress(OSError):
-            os.utime(path)

@@ -32,6 +32,11 @@ class Counters:
         with self._lock:
             self.stats = evolve(self.stats, trouble=self.stats.trouble or _words(error))
 
+    def not_stored(self, error: Exception) -> None:
+        """A result could not be kept."""
+        self.count(not_stored=1)
+        self.troubled(error)
+
     def remote_troubled(self, trouble: str) -> None:
         """The second tier made trouble."""
         with self._lock:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from workers.keeper import unused_name, watched
-from workers.placing import landing
-from workers.store.files import Unusable, copy_hashed, hash_file, open_file, read_all, write_all
+from workers.landing import landing
+from workers.store.files import Unusable, copy_hashed, discard, open_file, read_all, write_all
 from workers.store.interface import Output
 from workers.store.layout import Layout
 
@@ -25,26 +25,23 @@ _MEMORY_BYTES = 1024 * 1024
 """Blobs up to this size are read at once, larger ones piece by piece."""
 
 
-def deliver(layout: Layout, wanted: Iterable[tuple[Output, Path]], *, private: bool) -> None:
+def deliver(layout: Layout, wanted: Iterable[tuple[Output, Path]]) -> None:
     """Place the outputs at their destinations. Raises `Unusable` for the store's fault, `OSError` for a destination's.
 
     What is at a destination is treated as `workers.placing` does it: links stay, and only regular files are replaced.
-    A `private` one is simply replaced, and is a hard link where that is possible.
     """
     with ExitStack() as cleanup:
         ready: list[tuple[Path, Path]] = []
         devices: list[tuple[Path, bytes]] = []
         for output, destination in wanted:
-            target = destination if private else landing(destination)
+            target = landing(destination)
             if target is None:
                 devices.append((destination, read_blob(layout, output)))
                 continue
             temporary = unused_name(target.parent, ".ltod-")
             cleanup.enter_context(watched(temporary))
-            cleanup.callback(_unlink, temporary)
-            # A hard link shares the mode as well, and blobs are not executable.
-            if not (private and not output.executable and _link(layout, output, temporary)):
-                _copy(layout, output, temporary)
+            cleanup.callback(discard, str(temporary))
+            _copy(layout, output, temporary)
             ready.append((temporary, target))
         for temporary, target in ready:
             temporary.replace(target)
@@ -67,33 +64,6 @@ def read_blob(layout: Layout, output: Output) -> bytes:
     return content
 
 
-def _link(layout: Layout, output: Output, temporary: Path) -> bool:
-    """Make a hard link to a blob, and verify it; False where there cannot be one, for whatever reason."""
-    path = layout.blob(output.digest)
-    try:
-        os.link(path, temporary, follow_symlinks=False)
-    except FileNotFoundError:
-        if temporary.parent.is_dir():
-            raise Unusable(path, damaged=False) from None
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        return _link(layout, output, temporary)
-    except OSError:
-        return False
-    fd, _ = _open_as(str(temporary), path)
-    try:
-        _check(output, hash_file(fd, path), path)
-    finally:
-        os.close(fd)
-    return True
-
-
-def _open_as(temporary: str, path: str) -> tuple[int, os.stat_result]:
-    try:
-        return open_file(temporary)
-    except Unusable as error:
-        raise Unusable(path, damaged=error.damaged) from error
-
-
 def _copy(layout: Layout, output: Output, temporary: Path) -> None:
     path = layout.blob(output.digest)
     if output.size <= _MEMORY_BYTES:
@@ -110,14 +80,11 @@ def _copy(layout: Layout, output: Output, temporary: Path) -> None:
             raise Unusable(path, damaged=True)
         target = _create(temporary, output.executable)
         try:
-            _check(output, copy_hashed(source, target, output.size, path), path)
+            found = copy_hashed(source, target, output.size, path)
         finally:
             os.close(target)
     finally:
         os.close(source)
-
-
-def _check(output: Output, found: tuple[str, int], path: str) -> None:
     if found != (output.digest, output.size):
         raise Unusable(path, damaged=True)
 
@@ -139,9 +106,3 @@ def _write_through(content: bytes, device: Path) -> None:
         write_all(fd, content)
     finally:
         os.close(fd)
-
-
-def _unlink(path: Path) -> None:
-    # Also after success: renaming one link of a file to another does nothing.
-    with suppress(OSError):
-        path.unlink()

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 from contextlib import suppress
 
@@ -111,6 +110,8 @@ def discard(path: str) -> bool:
     try:
         os.unlink(path)  # noqa: PTH108
     except (IsADirectoryError, PermissionError):
+        import shutil  # for directories only: a hit that has no need of it would be the later for it
+
         shutil.rmtree(path, ignore_errors=True)
         return not os.path.lexists(path)
     except OSError:

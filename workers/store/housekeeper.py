@@ -34,6 +34,7 @@ class Housekeeper:
         self._layout = layout
         self._limit = limit_bytes
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._closing = threading.Event()
 
     def stopped(self) -> bool:
@@ -41,13 +42,16 @@ class Housekeeper:
         return self._closing.is_set()
 
     def wrote(self, digest: str, size: int) -> None:
-        """A new file of `size` bytes was written, named by `digest`. Neither waits nor raises."""
+        """A new file of `size` bytes was written, named by `digest`. For any thread: neither waits nor raises."""
         marks = self._marks(digest, size)
-        if marks and self._leave(marks) and not (self._thread is not None and self._thread.is_alive()):
-            thread = threading.Thread(target=self._prune, name="ltod-prune")
-            with suppress(RuntimeError):
-                thread.start()
-                self._thread = thread
+        if not marks or not self._leave(marks):
+            return
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._prune, name="ltod-prune")
+                with suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     def join(self) -> None:
         """Wait for the end of a pruning that runs."""

@@ -1,29 +1,28 @@
 """What a store is to those who use it.
 
-Here belong the values that cross the seam, the Protocols on both sides of it, and the store that is none.
+Here belong the values that cross the seam, and the Protocols on both sides of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, Self
 
-import trio
 from attrs import field, frozen
 
 __all__ = [
     "Claim",
     "Entry",
-    "NoStore",
     "Output",
     "Remote",
     "RemoteOff",
     "RemoteTrouble",
     "Stats",
     "Store",
+    "check_key",
     "is_digest",
 ]
 
@@ -33,6 +32,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def is_digest(text: str) -> bool:
     """Whether `text` is a SHA-256 in the form that names blobs and keys: 64 lower-case hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def check_key(key: str) -> None:
+    """Raise `ValueError` for what is no key."""
+    if not is_digest(key):
+        raise ValueError(f"not a key: {key!r}")
 
 
 def _is_a_digest(_: object, __: object, value: str) -> None:
@@ -125,13 +130,11 @@ class Store(Protocol):
         """The entry of an action, only if all its outputs are there as well. Counts as a use of them."""
         ...
 
-    async def fetch(self, entry: Entry, destinations: Mapping[str, Path], *, private: bool = False) -> bool:
+    async def fetch(self, entry: Entry, destinations: Mapping[str, Path]) -> bool:
         """Place the outputs that `destinations` names, each verified; directories above them are made.
 
         False: something was damaged or gone; nothing is placed, what was damaged is removed, and the entry is to be
-        treated as a miss. With `private` the destination is a file of ours that is only ever read, and may share
-        the store's own disk blocks and (read-only) mode: never hand such a file on to a user, not even by `place`.
-        Else a user may do anything to it without harm to the store.
+        treated as a miss. A user may do anything to what was placed without harm to the store.
 
         Raises `OSError` when a *destination* cannot be written, and `KeyError` for a name that `entry` lacks.
         """
@@ -145,15 +148,16 @@ class Store(Protocol):
         """Keep what an action gave: files, which are copied, or the content itself. `None`: it could not be kept."""
         ...
 
-    async def recall(self, key: str) -> bytes | None:
+    def recall(self, key: str) -> bytes | None:
         """What was last remembered under `key`, if it is still there."""
         ...
 
-    async def remember(self, key: str, note: bytes) -> None:
+    def remember(self, key: str, note: bytes) -> None:
         """Keep a small fact that is a shortcut and nothing more: who cannot `recall` it finds it out again.
 
         It may be lost at any time, also at once. Facts and entries are apart, even under the same key. No other
-        machine is told of a fact, so it may be true on this one only; neither method counts as a hit or a miss.
+        machine is told of a fact, so it may be true on this one only; neither method counts as a hit or a miss. Both
+        are done at once: a fact is small.
         """
         ...
 
@@ -199,83 +203,3 @@ class Remote(Protocol):
     async def put_blob(self, digest: str, source: Path) -> None:
         """Keep the content of `source`, which may vanish at any time. Raises unless it is kept."""
         ...
-
-
-class NoStore:
-    """The store of a build without one: always a miss, and everybody may compute everything."""
-
-    def __init__(self) -> None:
-        self._misses = 0
-
-    @property
-    def stats(self) -> Stats:
-        """Only misses."""
-        return Stats(misses=self._misses)
-
-    async def find(self, key: str) -> Entry | None:
-        """Nothing is ever there."""
-        _checked(key)
-        await trio.lowlevel.checkpoint()
-        self._misses += 1
-        return None
-
-    async def fetch(self, entry: Entry, destinations: Mapping[str, Path], *, private: bool = False) -> bool:
-        """Nothing can be placed."""
-        del entry, destinations, private
-        await trio.lowlevel.checkpoint()
-        return False
-
-    async def read(self, output: Output) -> bytes | None:
-        """Nothing can be read."""
-        del output
-        await trio.lowlevel.checkpoint()
-        return None
-
-    async def add(self, key: str, outputs: Mapping[str, Path | bytes], note: bytes = b"") -> Entry | None:
-        """Nothing is kept."""
-        del outputs, note
-        _checked(key)
-        await trio.lowlevel.checkpoint()
-        return None
-
-    async def recall(self, key: str) -> bytes | None:
-        """Nothing is ever there."""
-        _checked(key)
-        await trio.lowlevel.checkpoint()
-        return None
-
-    async def remember(self, key: str, note: bytes) -> None:
-        """Nothing is kept."""
-        del note
-        _checked(key)
-        await trio.lowlevel.checkpoint()
-
-    def claim(self, key: str) -> Claim | None:
-        """Always granted: who waited would find nothing afterwards."""
-        _checked(key)
-        return _NoClaim()
-
-    async def wait(self, key: str) -> None:
-        """There is nothing to wait for."""
-        _checked(key)
-        await trio.lowlevel.checkpoint()
-
-    def session(self) -> AbstractContextManager[None]:
-        """Nothing is kept, so nothing is pruned."""
-        return nullcontext()
-
-
-class _NoClaim:
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _checked(key: str) -> None:
-    if not is_digest(key):
-        raise ValueError(f"not a key: {key!r}")

@@ -22,17 +22,22 @@ import errno
 import hashlib
 import os
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from workers.store.files import Unusable, discard, open_file, read_all, write_all
 from workers.store.leases import Lease
 
-__all__ = ["FACT", "Layout", "Writer", "seal", "unseal"]
+__all__ = ["FACT", "TOUCH_SECONDS", "Layout", "Writer", "seal", "touch", "unseal"]
 
 _VERSION = "v1"
 
 FACT = "fact "
 """So that no entry is taken for a fact."""
+
+TOUCH_SECONDS = 60
+"""A file that was touched this recently is not touched again: the last use is known to this precision."""
 
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# What ltod built before; safe to delete at any time.\n"
 """The content by which backup programs know a cache (https://bford.info/cachedir/)."""
@@ -150,6 +155,13 @@ class Writer:
                 discard(str(self._lease.path))
                 self._lease.close()
                 self._lease = None
+
+
+def touch(path: str, status: os.stat_result) -> None:
+    """Note a use of the file at `path`."""
+    if abs(time.time() - status.st_mtime) > TOUCH_SECONDS:
+        with suppress(OSError):
+            os.utime(path)
 
 
 def seal(name: str, message: bytes) -> bytes:

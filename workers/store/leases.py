@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from pathlib import Path
 
 __all__ = ["Lease", "lock", "seize", "still_there"]
@@ -22,7 +21,7 @@ class Lease:
 
     def __init__(self, parent: Path, *, directory: bool) -> None:
         for _ in range(_ATTEMPTS):
-            self.path = parent / secrets.token_hex(12)
+            self.path = parent / os.urandom(12).hex()
             if directory:
                 self.path.mkdir()
                 flags = os.O_RDONLY | os.O_DIRECTORY

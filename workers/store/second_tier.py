@@ -12,12 +12,10 @@ from pathlib import Path
 import trio
 
 from workers.store.action_result import DecodeError, decode, encode
-from workers.store.blobs import Blobs, perform
-from workers.store.counters import Counters
 from workers.store.files import Unusable, discard
-from workers.store.housekeeper import Housekeeper
+from workers.store.here import Here
 from workers.store.interface import Entry, Output, Remote, RemoteOff, RemoteTrouble
-from workers.store.layout import Layout, Writer
+from workers.store.threads import perform
 from workers.store.uploads import Uploads
 
 __all__ = ["SecondTier"]
@@ -26,23 +24,12 @@ __all__ = ["SecondTier"]
 class SecondTier:
     """A `Remote` as one store uses it."""
 
-    def __init__(
-        self,
-        remote: Remote,
-        layout: Layout,
-        writer: Writer,
-        blobs: Blobs,
-        housekeeper: Housekeeper,
-        counters: Counters,
-    ) -> None:
+    def __init__(self, remote: Remote, here: Here) -> None:
         self._remote = remote
-        self._layout = layout
-        self._writer = writer
-        self._blobs = blobs
-        self._housekeeper = housekeeper
-        self._counters = counters
+        self._here = here
+        self._counters = here.counters
         self._coming: dict[str, trio.Event] = {}
-        self._uploads = Uploads(self._upload, lambda count: counters.count(remote_skipped=count))
+        self._uploads = Uploads(self._upload, lambda count: self._counters.count(remote_skipped=count))
 
     async def find(self, key: str) -> Entry | None:
         """The entry of an action, after all its blobs have come here. Whether it is kept here is not our business."""
@@ -74,7 +61,7 @@ class SecondTier:
 
     async def _have(self, output: Output) -> bool:
         """Have a blob here; who comes while it is on its way waits for that."""
-        while not self._blobs.use(output):
+        while not self._here.blobs.use(output):
             coming = self._coming.get(output.digest)
             if coming is not None:
                 await coming.wait()
@@ -89,9 +76,9 @@ class SecondTier:
 
     async def _download(self, output: Output) -> bool:
         try:
-            temporary = self._writer.name()
+            temporary = self._here.writer.name()
         except OSError as error:
-            self._not_stored(error)
+            self._counters.not_stored(error)
             return False
         try:
             found = False
@@ -99,17 +86,17 @@ class SecondTier:
                 found = await self._remote.get_blob(output.digest, output.size, Path(temporary))
             if not found:
                 return False
-            await perform(output.size, lambda: self._blobs.accept(temporary, output))
+            await perform(output.size, lambda: self._here.blobs.accept(temporary, output))
         except Unusable:
             self._counters.count(remote_failures=1)
             return False
         except OSError as error:
-            self._not_stored(error)
+            self._counters.not_stored(error)
             return False
         finally:
             discard(temporary)
         self._counters.count(bytes_written=output.size)
-        self._housekeeper.wrote(output.digest, output.size)
+        self._here.wrote(output.digest, output.size)
         return True
 
     async def _upload(self, upload: tuple[str, Entry]) -> None:
@@ -117,7 +104,7 @@ class SecondTier:
         # An entry without its blobs would only cost others a request, so the first failure ends it.
         with self._asking():
             for output in entry.outputs:
-                await self._remote.put_blob(output.digest, Path(self._layout.blob(output.digest)))
+                await self._remote.put_blob(output.digest, Path(self._here.layout.blob(output.digest)))
             await self._remote.put_action(key, encode(entry))
 
     @contextmanager
@@ -132,7 +119,3 @@ class SecondTier:
             self._counters.remote_troubled(str(trouble))
         except Exception:
             self._counters.count(remote_failures=1)
-
-    def _not_stored(self, error: OSError) -> None:
-        self._counters.count(not_stored=1)
-        self._counters.troubled(error)

@@ -22,14 +22,11 @@ from attrs import frozen
 from workers.store.action_result import DecodeError, decode
 from workers.store.files import Unusable, discard, hash_file, open_file
 from workers.store.interface import is_digest
-from workers.store.layout import Layout
+from workers.store.layout import TOUCH_SECONDS, Layout
 from workers.store.leases import lock, seize
 from workers.store.tally import Told, read_tally
 
-__all__ = ["TOUCH_SECONDS", "Pruned", "Usage", "Verified", "is_there", "prune", "usage", "verify"]
-
-TOUCH_SECONDS = 60
-"""A file that was touched this recently is not touched again: the last use is known to this precision."""
+__all__ = ["Pruned", "Usage", "Verified", "is_there", "prune", "usage", "verify"]
 
 _NANOSECONDS = 1_000_000_000
 

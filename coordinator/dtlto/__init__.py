@@ -1,0 +1,30 @@
+"""`ltod-dtlto`: the program that `--thinlto-distributor` names, which does the backend compiles of a link for lld.
+
+`_front` finds what was compiled before, and loads nothing that this does not take: most links of a day need no more.
+`_rest` has what is left compiled by an embedded coordinator. `_options` reads the command line, `_linker` watches over
+the linker that waits for us, `_report` says what came of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from typing import NoReturn
+
+from coordinator.cli._exit import STOP_SIGNALS
+
+__all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """Run `ltod-dtlto` with the arguments of this process, and exit."""
+    # What is quick is done to its end. Who waits for compilers lets signals in.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # There is next to no garbage in what takes a tenth of a second.
+    gc.disable()
+    from coordinator.dtlto._front import run  # see above
+
+    code = run(sys.argv[1:], mask)
+    gc.freeze()
+    sys.exit(code)

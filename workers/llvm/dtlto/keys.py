@@ -1,0 +1,217 @@
+"""The keys of the jobs of one link, without waiting for anything: digests of all that their results follow from.
+
+That is the compiler that the linker names, what it is told, what the index shard says, and the modules. Paths, numbers
+of processes and offsets in archives, which are in the names of files and in shards, are not among it; so the same
+module of the same library is the same job in every program that links it in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from attrs import field, frozen
+
+from workers.digests import Digests, Facts, Witness
+from workers.errors import ModuleError
+from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
+from workers.llvm.bitstream import BitcodeError
+from workers.llvm.dtlto.driver import Cc1, cc1_for
+from workers.llvm.dtlto.job_file import Job, JobFile
+from workers.llvm.identity import Identity, IdentityError, program_identity_now
+from workers.llvm.thin_key import ShardFacts, ShardSource, shard_facts
+
+__all__ = ["JobKey", "JobKeys"]
+
+_FORMAT = 1
+
+_SOURCES = (
+    "../bitcode.py",
+    "../bitstream.py",
+    "../cc1.py",
+    "../cc1_words.py",
+    "../index_shard.py",
+    "../record_reader.py",
+    "../shard_form.py",
+    "../shard_rows.py",
+    "../written_numbers.py",
+)
+"""What decides how a job is read and run, beside this directory."""
+
+
+@frozen
+class JobKey(Key):
+    """A key that knows the files that it was made of."""
+
+    witnesses: tuple[Witness, ...] = field(default=(), repr=False, eq=False)
+
+    def holds(self) -> bool:
+        """Whether these files are what they were."""
+        return all(witness.holds() for witness in self.witnesses)
+
+
+@frozen
+class _Compiler:
+    """What the jobs of one link are compiled with."""
+
+    program: tuple[str, ...]
+    identity: Identity
+
+
+class JobKeys:
+    """Tells the keys of the jobs of one link in `directory`, one after the other. For one thread."""
+
+    def __init__(self, job_file: JobFile, directory: Path, facts: Facts, environ: Mapping[str, str]) -> None:
+        self._job_file = job_file
+        self._directory = directory
+        self._facts = facts
+        self._environ = environ
+        self._digests = Digests(facts)
+        self._files: dict[str, Witness] = {}
+        self._names = job_file.files
+        self._compiler: _Compiler | NoKey | None = None
+        self._cc1: dict[tuple[str, ...], Cc1] = {}
+        self._symbols: dict[str, Mapping[int, str]] = {}
+
+    def program(self) -> tuple[str, ...]:
+        """What to run, so that it runs from everywhere. Raises `OSError` where there is no such program."""
+        name, *rest = self._job_file.compiler or ("",)
+        if "/" in name:
+            return (str(self._directory / name), *rest)
+        from shutil import which
+
+        found = which(name, path=self._environ.get("PATH"))
+        if found is None:
+            raise FileNotFoundError(2, "there is no such program", name)
+        return (str(self._directory / found), *rest)
+
+    def cc1(self, job: Job) -> Cc1:
+        """What the compiler makes of a job's arguments. For one that has a key."""
+        return self._cc1[job.flags or ()]
+
+    def tell(self, job: Job) -> JobKey | NoKey:
+        """The key of a job's object."""
+        if self._compiler is None:
+            self._compiler = self._identified()
+        if isinstance(self._compiler, NoKey):
+            return self._compiler
+        if job.flags is None:
+            return NoKey("its command is not as LLVM 22 writes it", warn=True)
+        try:
+            cc1 = self._cc1.get(job.flags)
+            if cc1 is None:
+                cc1 = self._cc1[job.flags] = self._asked(self._compiler, job)
+            if cc1.problem is not None:
+                return NoKey(cc1.problem, warn=True)
+            return self._told(self._compiler, cc1, job)
+        except BitcodeError as error:
+            return NoKey(f"its index shard is not understood: {error}", warn=True)
+        except (ModuleError, OSError) as error:
+            return NoKey(f"its key cannot be told: {error}", warn=True)
+
+    def _identified(self) -> _Compiler | NoKey:
+        try:
+            program = self.program()
+            return _Compiler(program, program_identity_now(Path(program[0]), self._digests))
+        except IdentityError as error:
+            return NoKey(str(error), warn=True)
+        except OSError as error:
+            return NoKey(f"the compiler {error.filename}: {error.strerror}", warn=True)
+
+    def _asked(self, compiler: _Compiler, job: Job) -> Cc1:
+        return cc1_for(
+            compiler.program,
+            job.flags or (),
+            job.bitcode,
+            compiler.identity.digest,
+            self._facts,
+            str(self._directory),
+            self._environ,
+        )
+
+    def _told(self, compiler: _Compiler, cc1: Cc1, job: Job) -> JobKey:
+        more = {option: self._witness(path) for option, path in cc1.files.items()}
+        modules = {path: self._witness(path) for path in (job.bitcode, *job.imports)}
+        digests = {path: witness.digest for path, witness in modules.items()}
+        source = ShardSource(job.name, job.bitcode, self._directory / job.shard, self._names)
+        facts = shard_facts(source, digests)
+        made_of = {
+            "format": _FORMAT,
+            "step": "distributed thin-backend",
+            "ltod": _identity(),
+            "compiler": [compiler.identity.digest, *compiler.program[1:]],
+            "words": cc1.words,
+            "files": {option: witness.digest for option, witness in more.items()},
+            "form": facts.form_digest,
+        }
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+
+        def ingredients() -> tuple[Ingredient, ...]:
+            return self._ingredients(compiler, cc1, more, facts)
+
+        used = [modules[path] for path in facts.files]
+        return JobKey(digest, ingredients, (*compiler.identity.witnesses, *more.values(), *used))
+
+    def _ingredients(
+        self, compiler: _Compiler, cc1: Cc1, more: Mapping[str, Witness], facts: ShardFacts
+    ) -> tuple[Ingredient, ...]:
+        return (
+            Ingredient(IngredientKind.COMPILER, Path(compiler.program[-1]).name, compiler.identity.digest[:16]),
+            *(Ingredient(IngredientKind.OPTION, *_divided(word)) for word in _joined(cc1.words)),
+            *(Ingredient(IngredientKind.FILE, option, witness.digest) for option, witness in more.items()),
+            *facts.ingredients(self._symbols_of),
+        )
+
+    def _witness(self, path: str) -> Witness:
+        """What a file of the link is. All of a link is told of one moment, so it is read once. Raises `OSError`."""
+        witness = self._files.get(path)
+        if witness is None:
+            witness = self._files[path] = self._digests.now(os.path.join(self._directory, path))  # noqa: PTH118
+        return witness
+
+    def _symbols_of(self, path: str) -> Mapping[int, str]:
+        from workers.llvm.content import ContentError, open_file
+        from workers.llvm.value_names import value_names
+
+        if path not in self._symbols:
+            try:
+                with open_file(self._directory / path) as view:
+                    self._symbols[path] = value_names(view)
+            except (ContentError, BitcodeError):
+                self._symbols[path] = {}
+        return self._symbols[path]
+
+
+@cache
+def _identity() -> str:
+    """What changes with how ltod itself goes about jobs."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for name in (*sorted(path.name for path in here.glob("*.py")), *_SOURCES):
+        content = (here / name).read_bytes()
+        digest.update(b"%b %d\n" % (name.encode(), len(content)))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _joined(words: tuple[str, ...]) -> list[str]:
+    """cc1's words, each option with the value that follows it."""
+    joined: list[str] = []
+    for word in words:
+        if joined and not word.startswith("-"):
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _divided(word: str) -> tuple[str, str]:
+    for mark in (" ", "="):
+        name, found, value = word.partition(mark)
+        if found:
+            return name + mark, value
+    return word, ""
