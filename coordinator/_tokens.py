@@ -19,7 +19,7 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -31,6 +31,9 @@ from coordinator._cgroups import enclosing_groups, read_numbers
 from workers.errors import InternalError, RequestError
 
 __all__ = ["IMPLICIT", "Jobserver", "OwnTokens", "Token", "TokenSource", "token_source", "usable_cpus"]
+
+_VARIABLES = ("MAKEFLAGS", "CARGO_MAKEFLAGS")
+"""Where a jobserver is announced: by make and those that do as make does, and by cargo to what rustc runs."""
 
 
 @frozen(eq=False)
@@ -88,16 +91,20 @@ def token_source(jobs: int | None, environ: Mapping[str, str]) -> TokenSource:
     """
     if jobs is not None and jobs < 1:
         raise RequestError(f"{jobs} jobs were asked for; at least 1 is needed")
-    auth, announced = _parse_makeflags(environ.get("MAKEFLAGS", ""))
-    if auth is None:
-        return OwnTokens(jobs or usable_cpus())
-    try:
-        read_fd, write_fd = _open_jobserver(auth)
-    except _UnreachableError as error:
-        return OwnTokens(jobs or usable_cpus(), f"the jobserver in MAKEFLAGS ({auth!r}) cannot be used: {error}")
-    # A bare `-j`, as cargo writes it, does not say how many there are; more than there are CPUs help nobody.
-    limit = announced or usable_cpus()
-    return Jobserver(read_fd, write_fd, min(limit, jobs or limit))
+    problems: list[str] = []
+    for name in _VARIABLES:
+        auth, announced = _parse_makeflags(environ.get(name, ""))
+        if auth is None:
+            continue
+        try:
+            read_fd, write_fd = _open_jobserver(auth)
+        except _UnreachableError as error:
+            problems.append(f"the jobserver in {name} ({auth!r}) cannot be used: {error}")
+            continue
+        # A bare `-j`, as cargo writes it, does not say how many there are; more than there are CPUs help nobody.
+        limit = announced or usable_cpus()
+        return Jobserver(read_fd, write_fd, min(limit, jobs or limit))
+    return OwnTokens(jobs or usable_cpus(), "; ".join(problems) or None)
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -229,6 +236,10 @@ class Jobserver(_Limited):
             os.write(self._write_fd, token.byte or b"")
 
 
+_MAKES = frozenset({"make", "gmake", "gnumake"})
+_GENERATIONS = 64
+"""Between make and us there are shells, compiler drivers and linkers, and perhaps a make that knows of no jobserver."""
+
 _MEND = "begin the line in the makefile with '+' to share make's jobs"
 
 
@@ -266,27 +277,55 @@ def _open_jobserver(auth: str) -> tuple[int, int]:
 
 
 def _open_pipe(read_fd: int, write_fd: int) -> tuple[int, int]:
-    """Open both ends of an inherited pipe anew: the inherited ones are shared with other processes."""
+    """Open both ends of the pipe anew: inherited descriptors share their flags with other processes."""
     if read_fd < 0 or write_fd < 0:
         raise _UnreachableError(f"make keeps it from this recipe; {_MEND}")
-    # Where make does not pass the pipe on, its numbers soon belong to something else. The pipe itself has
-    # one identity at both ends and came through exec, so nothing marks it to be closed there.
+    # Where make does not pass the pipe on, its numbers soon belong to something else. The pipe itself came through
+    # exec, so nothing marks it to be closed there.
+    if _is_pipe("self", read_fd, write_fd) and all(os.get_inheritable(fd) for fd in (read_fd, write_fd)):
+        return _open_ends("self", read_fd, write_fd)
+    # To what it does not take for a make, make closes the pipe. It has it itself, under the same numbers, and a token
+    # that is taken there is as good as any.
+    for pid in _makes_above():
+        if _is_pipe(pid, read_fd, write_fd):
+            with suppress(OSError):
+                return _open_ends(pid, read_fd, write_fd)
+        break
+    raise _UnreachableError(f"its descriptors are closed or something else here; {_MEND}")
+
+
+def _is_pipe(pid: str, read_fd: int, write_fd: int) -> bool:
+    """Whether these descriptors of a process are the two ends of one pipe: that has one identity at both ends."""
     try:
-        ends = [os.fstat(fd) for fd in (read_fd, write_fd)]
-    except OSError as error:
-        raise _UnreachableError(f"its descriptors are closed here; {_MEND}") from error
-    if not (
-        all(stat.S_ISFIFO(end.st_mode) for end in ends)
-        and os.path.samestat(*ends)
-        and all(os.get_inheritable(fd) for fd in (read_fd, write_fd))
-    ):
-        raise _UnreachableError(f"its descriptors are something else here; {_MEND}")
-    reader = _open_fifo(f"/proc/self/fd/{read_fd}", os.O_RDONLY)
+        ends = [os.stat(f"/proc/{pid}/fd/{fd}") for fd in (read_fd, write_fd)]  # noqa: PTH116
+    except OSError:
+        return False
+    return all(stat.S_ISFIFO(end.st_mode) for end in ends) and os.path.samestat(*ends)
+
+
+def _open_ends(pid: str, read_fd: int, write_fd: int) -> tuple[int, int]:
+    reader = _open_fifo(f"/proc/{pid}/fd/{read_fd}", os.O_RDONLY)
     try:
-        return reader, _open_fifo(f"/proc/self/fd/{write_fd}", os.O_WRONLY)
+        return reader, _open_fifo(f"/proc/{pid}/fd/{write_fd}", os.O_WRONLY)
     except BaseException:
         os.close(reader)
         raise
+
+
+def _makes_above() -> Iterator[str]:
+    """The GNU makes that have started us, the nearest first."""
+    pid = os.getppid()
+    for _ in range(_GENERATIONS):
+        try:
+            # The name, in parentheses, may have anything in it.
+            head, _, rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+        except OSError:
+            return
+        if head.partition("(")[2] in _MAKES:
+            yield str(pid)
+        pid = int(rest.split()[1])
+        if pid <= 1:
+            return
 
 
 def _open_fifo(path: str, mode: int) -> int:

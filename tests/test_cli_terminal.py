@@ -255,7 +255,7 @@ def test_the_completion_script(place: Path, shell: str) -> None:
 @pytest.mark.parametrize(
     ("words", "completions"),
     [
-        ("ltod ", {"build", "cache", "completion", "doctor", "explain"}),
+        ("ltod ", {"build", "cache", "completion", "doctor", "explain", "stats"}),
         ("ltod build --emit obj,", {"obj,asm", "obj,bc", "obj,ir", "obj,fatobj"}),
         ("ltod build --link s", {"shared", "static"}),
         ("ltod build --engine l", {"llvmlite"}),

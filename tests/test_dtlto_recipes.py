@@ -154,9 +154,7 @@ def test_every_option_that_is_shown_exists() -> None:
     shown = re.findall(r"^\| `(--?[a-z-]+)", SECTION, re.MULTILINE)
     usage = subprocess.run([DISTRIBUTOR, "--help"], capture_output=True, timeout=60, text=True).stdout
     assert shown
-    assert [
-        option for option in shown if not re.search(rf"^ .*{option.removesuffix('N')}\b", usage, re.MULTILINE)
-    ] == []
+    assert [option for option in shown if not re.search(rf"^ .*{option}\b", usage, re.MULTILINE)] == []
 
 
 @on("clang")

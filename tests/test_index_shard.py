@@ -103,7 +103,7 @@ def test_a_rewritten_index_says_the_same_and_more(locals_: list[int], indexes: d
         index = read_index(data)
         paths = {module.id: b"x" * (module.id * 37) + b"/m \xff" for module in index.modules}
         owner = index.modules[-1].id
-        new = rewrite_index(data, index, paths, locals_, owner)
+        new = rewrite_index(data, index.frame, paths, locals_, owner)
         assert len(new) % 4 == 0
         again = read_index(new)
         assert [(module.id, module.path, module.hash) for module in again.modules] == [
@@ -111,7 +111,7 @@ def test_a_rewritten_index_says_the_same_and_more(locals_: list[int], indexes: d
         ]
         assert facts(again)[: len(locals_)] == [(owner, guid, True, frozenset()) for guid in locals_]
         assert facts(again)[len(locals_) :] == facts(index)
-        same = rewrite_index(new, again, {module.id: module.path for module in index.modules})
+        same = rewrite_index(new, again.frame, {module.id: module.path for module in index.modules})
         assert facts(read_index(same)) == facts(again)
         if ANALYZER is not None:
             (tmp_path / name).write_bytes(new)
@@ -125,7 +125,7 @@ def test_llvm_takes_a_rewritten_index_for_an_index(indexes: dict[str, Path], tmp
     data = indexes["main"].read_bytes()
     index = read_index(data)
     paths = {module.id: b"renamed-%d.bc" % module.id for module in index.modules}
-    (tmp_path / "new.bc").write_bytes(rewrite_index(data, index, paths, [guid_of("elsewhere")], 0))
+    (tmp_path / "new.bc").write_bytes(rewrite_index(data, index.frame, paths, [guid_of("elsewhere")], 0))
     argv = [DISASSEMBLER, str(tmp_path / "new.bc"), "-o", "-"]
     text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     assert 'path: "renamed-0.bc"' in text
@@ -149,7 +149,7 @@ def test_what_is_no_index_or_damaged_is_told(indexes: dict[str, Path]) -> None:
         try:
             index = read_index(bytes(damaged))
             paths = {one.id: b"path" for one in index.modules}
-            rewrite_index(bytes(damaged), index, paths, [1, 2], 0)
+            rewrite_index(bytes(damaged), index.frame, paths, [1, 2], 0)
             survived += 1
         except BitcodeError:
             pass

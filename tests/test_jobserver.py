@@ -132,7 +132,10 @@ def test_make_notices_a_token_that_is_lost(tmp_path: Path) -> None:
 
 
 @needs_make
-def test_make_keeps_its_jobserver_from_an_ordinary_recipe(tmp_path: Path) -> None:
-    done = run_make(tmp_path, "all:\n\t@PYTHON warn.py\n", "-j3")
-    assert "2: the jobserver in MAKEFLAGS" in done.stdout
-    assert "begin the line in the makefile with '+'" in done.stdout
+def test_an_ordinary_recipe_shares_the_jobserver_that_make_keeps_from_it(tmp_path: Path) -> None:
+    """As in the makefiles that CMake writes: no line begins with '+'. Between make and us there is a shell."""
+    names = " ".join(f"job{number}" for number in range(4))
+    rule = "job%:\n\t@PYTHON warn.py; PYTHON share.py 30 $*\n"
+    done = run_make(tmp_path, f"all: {names}\n{rule}", "-j3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("2: None") == 4

@@ -237,6 +237,21 @@ def test_makeflags_with_a_jobserver(makeflags: str, limit: int, tmp_path: Path) 
     fifo.close()
 
 
+def test_cargos_jobserver(tmp_path: Path) -> None:
+    """Cargo announces its own elsewhere, and leaves what make has said, which may be of no use here."""
+    pipe = Pool(b"")
+    cargo = {"CARGO_MAKEFLAGS": f"-j --jobserver-fds={pipe.auth} --jobserver-auth={pipe.auth}"}
+    for environ in (cargo, {"MAKEFLAGS": " -j9", **cargo}, {"MAKEFLAGS": " -j9 --jobserver-auth=7777,7778", **cargo}):
+        with token_source(3, environ) as source:
+            assert isinstance(source, Jobserver)
+            assert (source.limit, source.warning) == (min(3, usable_cpus()), None)
+    pipe.close()
+    with token_source(3, {"MAKEFLAGS": " -j9 --jobserver-auth=7777,7778", **cargo}) as source:
+        assert isinstance(source, OwnTokens)
+        assert "MAKEFLAGS" in (source.warning or "")
+        assert "CARGO_MAKEFLAGS" in (source.warning or "")
+
+
 @pytest.mark.parametrize(
     "makeflags",
     ["", "k", " -j3", "-j", "n -- --jobserver-auth=3,4", " -- A=a\\ --jobserver-auth=3,4", "\\", "--jobserver-auth="],
@@ -252,10 +267,10 @@ def test_makeflags_without_a_jobserver(makeflags: str) -> None:
     ("auth", "reason"),
     [
         ("-2,-2", r"'\+'"),
-        ("7777,7778", r"closed here.*'\+'"),
-        ("{pipe_r},{other_w}", r"something else.*'\+'"),
-        ("{file},{file}", r"something else.*'\+'"),
-        ("{private}", r"something else.*'\+'"),
+        ("7777,7778", r"something else here.*'\+'"),
+        ("{pipe_r},{other_w}", r"something else here.*'\+'"),
+        ("{file},{file}", r"something else here.*'\+'"),
+        ("{private}", r"something else here.*'\+'"),
         ("fifo:{tmp}/missing", "No such file"),
         ("fifo:{tmp}", "directory"),
         ("fifo:{tmp}/file", "not a fifo"),

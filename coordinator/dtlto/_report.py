@@ -14,7 +14,7 @@ from workers.outcome import CacheOutcome
 
 __all__ = ["Line", "Report"]
 
-_SAID = {CacheOutcome.HIT: "hit", CacheOutcome.SHARED: "shared", CacheOutcome.MISS: "compiled", CacheOutcome.OFF: "compiled"}
+_SAID = {CacheOutcome.HIT: "hit", CacheOutcome.SHARED: "shared"}
 
 
 @frozen
@@ -41,7 +41,7 @@ class Report:
         """Enter what became of a module, and say so to who wants to know."""
         self.lines.append(line)
         if self.verbose:
-            what = _SAID[line.outcome] if line.ok else "failed"
+            what = _SAID.get(line.outcome, "compiled") if line.ok else "failed"
             say(f"ltod-dtlto: {line.module}: {what}, {line.seconds:.2f} s ({line.reason})")
 
     def summary(self, seconds: float) -> dict[str, object]:
@@ -85,4 +85,3 @@ def _write(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-

@@ -45,7 +45,6 @@ from workers.work import (
     Estimate,
     Failed,
     Finished,
-    Severity,
     Step,
     Target,
 )

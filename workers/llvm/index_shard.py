@@ -220,14 +220,13 @@ def _used(code: int, values: list[int], rest: list[bytes]) -> list[bytes]:
 
 
 def rewrite_index(
-    data: bytes, index: Index, paths: Mapping[int, bytes], local: Iterable[int] = (), owner: int = 0
+    data: bytes, frame: IndexFrame, paths: Mapping[int, bytes], local: Iterable[int] = (), owner: int = 0
 ) -> bytes:
-    """`data`, which `index` was read from, with other paths of modules (by id) and more summaries.
+    """`data`, which `frame` was read from, with other paths of modules (by id) and more summaries.
 
     The values with the GUIDs `local` are added as defined in this program or library, as if by the module with the id
     `owner`. Raises `BitcodeError`.
     """
-    frame = index.frame
     table = _Bits()
     for row in frame.modules:
         table.record(frame.table.width, _ENTRY, [row.id, *paths[row.id]])

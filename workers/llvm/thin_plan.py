@@ -123,7 +123,7 @@ def shard_for(compile_: ThinCompile, plan: ThinPlan, link_index: LinkIndex) -> t
             raise ModuleError(compile_.name, "its index shard is another module's")
         labels = {module.id: plan.labels[module.file].encode() for module in index.modules}
         imports = [Path(module.file) for module in index.modules if module is not row]
-        rewritten = rewrite_index(data, index, labels, link_index.missing(row.path, index.defined()), row.id)
+        rewritten = rewrite_index(data, index.frame, labels, link_index.missing(row.path, index.defined()), row.id)
     except OSError as error:
         raise ModuleError(compile_.name, f"its index shard cannot be read: {error.strerror or error}") from error
     except BitcodeError as error:

@@ -19,13 +19,13 @@ from attrs import define, evolve, field, frozen
 from workers.action import Action, ActionResult, run
 from workers.errors import ModuleError
 from workers.llvm.bitcode import BitcodeError
+from workers.llvm.content import ContentError, open_file
 from workers.llvm.dtlto.checks import wrong_module
 from workers.llvm.dtlto.driver import HARMLESS_FILES, Cc1
 from workers.llvm.dtlto.job_file import Job, JobFile
-from workers.llvm.content import ContentError, open_file
 from workers.llvm.elf import sections
 from workers.llvm.failures import Message, foreign_output, judge
-from workers.llvm.index_shard import IndexFrame, index_frame, read_index, rewrite_index
+from workers.llvm.index_shard import IndexFrame, index_frame, rewrite_index
 from workers.llvm.objectfile import object_type
 from workers.llvm.oom import OomWatch
 from workers.llvm.reproducer import Reproducer, write_reproducer
@@ -52,7 +52,7 @@ _HEAD_BYTES = 4096
 _ELF = b"\x7fELF"
 _SYMBOL_TABLE = frozenset({b".symtab"})
 
-# Measured on zstd and brotli, in seconds and bytes for each byte of bitcode, of the module and of those it imports from.
+# Measured on zstd and brotli: seconds and bytes, for each byte of a module's bitcode and of what it imports from.
 _SECONDS_AT_LEAST = 0.03
 _SECONDS_PER_BYTE = 3e-6
 _RSS_AT_LEAST = 80 * 2**20
@@ -134,6 +134,32 @@ class _Tools:
         return self._version
 
 
+@frozen
+class _Shard:
+    """An index shard, and names for its modules that sort as their paths do: in this order modules are imported.
+
+    `own` is the one of the module that it is for, if it is there.
+    """
+
+    data: bytes = field(repr=False)
+    frame: IndexFrame
+    labels: Mapping[int, str] = field(repr=False)
+    own: str | None
+
+    @classmethod
+    def of(cls, data: bytes, module: str) -> _Shard:
+        """Read what is for the module at this path. Raises `BitcodeError`."""
+        frame = index_frame(data)
+        ranked = sorted(frame.modules, key=lambda row: row.path)
+        width = max(5, len(str(len(ranked))))
+        labels = {row.id: f"{number:0{width}}.bc" for number, row in enumerate(ranked)}
+        return cls(data, frame, labels, next((labels[row.id] for row in ranked if row.file == module), None))
+
+    def rewritten(self) -> bytes:
+        """With these names for paths."""
+        return rewrite_index(self.data, self.frame, {number: label.encode() for number, label in self.labels.items()})
+
+
 @define
 class _Single:
     """One job through its run."""
@@ -154,21 +180,20 @@ class _Single:
         planned: PlannedCompile = self._item.link
         job, cc1 = self._planned.job, self._planned.cc1
         try:
-            frame = self._checked(job)
-            if cc1 is not None and frame is not None:
-                action = await trio.to_thread.run_sync(self._action, job, cc1)
-                return await self._run(action, planned.output)
-            return await self._run_as_given(job, planned.output)
+            shard = self._checked(job)
+            if cc1 is not None and shard is not None:
+                return await self._run(self._action(shard, self._cc1_line(cc1), cc1.files), planned.output)
+            return await self._run_as_given(job, shard, planned.output)
         except ModuleError as error:
             self._error(error.message)
         except OSError as error:
             self._error(f"{error.filename or planned.output}: {error.strerror or error}")
         return self._failure()
 
-    def _checked(self, job: Job) -> IndexFrame | None:
-        """The shard, after a look at whether clang will do what it is asked for; `None` where it cannot be read.
+    def _checked(self, job: Job) -> _Shard | None:
+        """The job's shard, after a look at whether clang will do with it what it is asked for.
 
-        Raises `ModuleError` where it will not.
+        `None` where it is not understood. Raises `ModuleError` where clang will do something else.
         """
         at = self._tools.directory
         try:
@@ -178,56 +203,34 @@ class _Single:
         if not data:
             raise ModuleError(job.name, f"its index shard {job.shard} is empty: it would be compiled without ThinLTO")
         try:
-            frame = index_frame(data)
+            shard = _Shard.of(data, job.bitcode)
         except BitcodeError:
             return None  # of another version, perhaps
-        paths = {os.fsdecode(module.path) for module in frame.modules}
-        if job.bitcode not in paths:
+        paths = {module.file for module in shard.frame.modules}
+        if shard.own is None:
             raise ModuleError(job.name, f"its index shard {job.shard} is of another module: {_some(paths)}")
         if unknown := paths - {job.bitcode, *job.imports}:
             raise ModuleError(job.name, f"its index shard names what the linker does not give it: {_some(unknown)}")
-        for module in frame.modules:
-            wrong = wrong_module(at / os.fsdecode(module.path), module)
+        for module in shard.frame.modules:
+            wrong = wrong_module(at / module.file, module)
             if wrong is not None:
-                path = os.fsdecode(module.path)
-                whose = "it" if path == job.bitcode else f"{self._tools.names.get(path, path)}, which it imports from,"
-                raise ModuleError(job.name, f"{whose} was changed since the linker read it ({path}): {wrong}")
-        return frame
+                which = "" if module.file == job.bitcode else f"what it imports from, {self._name(at / module.file)}, "
+                raise ModuleError(job.name, f"{which}was changed since the linker read it ({module.file}): {wrong}")
+        return shard
 
-    def _action(self, job: Job, cc1: Cc1) -> Action:
-        """The job by itself, in a directory of its own. Raises `ModuleError`, `OSError`."""
+    def _cc1_line(self, cc1: Cc1) -> tuple[str, ...]:
+        files = (f"{option}{HARMLESS_FILES[option]}" for option in cc1.files)
+        return ("-cc1", *cc1.words, *files, "-emit-obj", "-disable-free", "-x", "ir")
+
+    def _action(self, shard: _Shard, words: Sequence[str], files: Mapping[str, str]) -> Action:
+        """The job by itself, in a directory of its own; `words` are all that is not about its files."""
         at = self._tools.directory
-        data = (at / job.shard).read_bytes()
-        try:
-            index = read_index(data)
-            # In the order of their paths, modules are imported.
-            ranked = sorted(index.modules, key=lambda module: module.path)
-            width = max(5, len(str(len(ranked))))
-            labels = {module.id: f"{number:0{width}}.bc" for number, module in enumerate(ranked)}
-            shard = rewrite_index(data, index, {id_: label.encode() for id_, label in labels.items()})
-        except BitcodeError as error:
-            raise ModuleError(job.name, f"its index shard cannot be used: {error}") from error
-        own = next(labels[module.id] for module in ranked if os.fsdecode(module.path) == job.bitcode)
-        words = (f"{option}{HARMLESS_FILES[option]}" for option in cc1.files)
         return Action(
-            argv=(
-                *self._tools.program,
-                "-cc1",
-                *cc1.words,
-                *words,
-                f"-fthinlto-index={_SHARD}",
-                "-emit-obj",
-                "-disable-free",
-                "-o",
-                _OUTPUT,
-                "-x",
-                "ir",
-                own,
-            ),
+            argv=(*self._tools.program, *words, f"-fthinlto-index={_SHARD}", "-o", _OUTPUT, shard.own or ""),
             inputs={
-                _SHARD: shard,
-                **{labels[module.id]: at / os.fsdecode(module.path) for module in ranked},
-                **{HARMLESS_FILES[option]: at / path for option, path in cc1.files.items()},
+                _SHARD: shard.rewritten(),
+                **{shard.labels[module.id]: at / module.file for module in shard.frame.modules},
+                **{HARMLESS_FILES[option]: at / path for option, path in files.items()},
             },
             outputs=(_OUTPUT,),
             time_limit=math.inf,
@@ -243,7 +246,7 @@ class _Single:
                 return self._finished(output, size)
         return self._failure()
 
-    async def _run_as_given(self, job: Job, output: Path) -> Finished | Failed:
+    async def _run_as_given(self, job: Job, shard: _Shard | None, output: Path) -> Finished | Failed:
         """In the directory and the environment of the link; the compiler itself puts the object into its place."""
         at, program = self._tools.directory, self._tools.program
         # The tool's own directory is not where the linker's relative paths lead from.
@@ -260,7 +263,10 @@ class _Single:
             async with run(action, self._tools.scratch) as result:
                 if not _is_output(given):
                     result = evolve(result, missing=(job.output,))
-                good = await self._is_good(result, given, self._tools.names, None)
+                alone = None
+                if shard is not None and job.flags is not None:
+                    alone = self._action(shard, job.flags, {})  # to be shown again, the job has to be moved
+                good = await self._is_good(result, given, self._tools.names, alone)
             if good:
                 if given != output:
                     place(given, output)
@@ -271,7 +277,7 @@ class _Single:
         return self._failure()
 
     async def _is_good(self, result: ActionResult, made: Path, names: Mapping[str, str], action: Action | None) -> bool:
-        """Whether a run has ended well; else it is told what is wrong."""
+        """Whether a run has ended well. Else it is told what is wrong, which `action` shows again."""
         self._seconds += result.seconds
         self._peak = max(self._peak, result.peak_rss_bytes)
         lacking = _lacking(made) if result.succeeded else None
@@ -302,7 +308,7 @@ class _Single:
             module=self._item.name,
             message=text,
             argv=action.argv,
-            inputs={name: result.directory / name for name in action.inputs},
+            inputs=action.inputs,
             stderr=result.stderr,
             versions=await self._tools.version(),
         )

@@ -21,6 +21,11 @@ __all__ = ["Job", "JobFile", "read_job_file"]
 _MEMBER = re.compile(r"(?P<archive>.*)\((?P<member>.*) at (?P<offset>\d+)\)\.\d+\.[0-9A-Fa-f]+\.o", re.DOTALL)
 """How lld calls the copy of an archive's member that it makes for the distributor."""
 
+_COPY = re.compile(r"(?P<file>.+)\.\d+\.(?P<process>[0-9A-F]+)\.o", re.DOTALL)
+"""How it calls that of an object's bitcode, with the number of its process."""
+
+_OUTPUT = re.compile(r".*\.(?P<process>\d+)\.native\.o", re.DOTALL)
+
 
 @frozen
 class Job:
@@ -109,12 +114,17 @@ def _job(row: Mapping[str, Any], given: tuple[str, ...], flags: Sequence[str], m
         del own[place : place + len(words)]
     else:
         known = (*flags, *own)
-    return Job(_name(bitcode), (*given, *arguments), bitcode, shard, (*imports, *more), outputs[0], known)
+    return Job(_name(bitcode, outputs[0]), (*given, *arguments), bitcode, shard, (*imports, *more), outputs[0], known)
 
 
-def _name(path: str) -> str:
-    found = _MEMBER.fullmatch(path)
-    return path if found is None else f"{found['archive']}({found['member']})"
+def _name(path: str, output: str) -> str:
+    if member := _MEMBER.fullmatch(path):
+        return f"{member['archive']}({member['member']})"
+    copy, made = _COPY.fullmatch(path), _OUTPUT.fullmatch(output)
+    # A file of the user's may happen to be called so, but for the process.
+    if copy and made and copy["process"] == f"{int(made['process']):X}":
+        return copy["file"]
+    return path
 
 
 def _told_apart(jobs: Sequence[Job]) -> list[Job]:
