@@ -6,7 +6,7 @@ from typing import assert_never
 
 from coordinator._records import ItemRecord
 from workers.changes import what_changed
-from workers.work import CacheOutcome, CacheUse, Step
+from workers.outcome import CacheOutcome, CacheUse, Step
 
 __all__ = ["reason_for"]
 

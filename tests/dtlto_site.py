@@ -17,14 +17,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
-__all__ = ["CLANG", "Distributor", "DtltoSite", "Linked", "dtlto_program", "needs_lld"]
+__all__ = [
+    "ANSWER",
+    "AR",
+    "CLANG",
+    "MAIN",
+    "PROGRAM",
+    "Distributor",
+    "DtltoSite",
+    "Linked",
+    "dtlto_program",
+    "needs_lld",
+]
 
 CLANG = shutil.which("clang-22") or "clang-22"
+AR = shutil.which("llvm-ar-22") or "llvm-ar-22"
+
+MAIN = (
+    '#include <stdio.h>\nint one(int);\nint main(int argc, char **argv) { printf("%d\\n", one(argc + 9)); return 0; }\n'
+)
+PROGRAM = {
+    "main.c": MAIN,
+    "one.c": "int two(int);\nint one(int x) { int s = 0; for (int k = 0; k < x; k++) s += two(k); return s; }\n",
+    "two.c": "int calls;\nint two(int x) { calls += x; return calls * x; }\n",
+}
+"""Three modules, the first of which imports from the others, and the second from the third."""
+ANSWER = "1155\n"
+"""What the program prints."""
 
 needs_lld = pytest.mark.skipif(
-    shutil.which("clang-22") is None or shutil.which("ld.lld-22") is None, reason="there is no clang-22 with its lld"
+    any(shutil.which(tool) is None for tool in ("clang-22", "ld.lld-22", "llvm-ar-22")),
+    reason="clang-22, ld.lld-22 and llvm-ar-22 are not all there",
 )
 
 _SECONDS = 120.0
@@ -178,6 +203,51 @@ class DtltoSite:
         path = Path(os.path.normpath(at / output))
         left = self.files() - before - {os.path.relpath(path, self.root)}
         return Linked(path, done.returncode, done.stderr, _read(stats), _read(jobs), frozenset(left))
+
+    def same(
+        self,
+        files: Sequence[str | Path],
+        *options: str,
+        jobs: int = 3,
+        says: str | None = ANSWER,
+        output: str | Path = "program",
+        cwd: str | Path = "",
+        arguments: Sequence[str] = (),
+    ) -> Linked:
+        """What comes of a link by ltod-dtlto: what comes of it by the plain distributor, and nothing is left.
+
+        There are so many `jobs`, and the program, if it is one, `says` this. The answer has the job file.
+        """
+        plain = self.link(files, *options, by=Distributor.PLAIN, cwd=cwd, output=output)
+        assert plain.jobs is not None
+        assert (len(plain.jobs["jobs"]), plain.left) == (jobs, frozenset())
+        expected = plain.bytes
+        plain.output.unlink()
+        ours = self.link(files, *options, cwd=cwd, output=output, arguments=arguments)
+        assert ours.stats is not None
+        assert (ours.stats["jobs"], ours.left) == (jobs, frozenset())
+        assert ours.bytes == expected
+        if says is not None:
+            assert self.run([ours.output]) == says
+        return evolve(ours, jobs=plain.jobs)
+
+    def compiled_once(self, files: Sequence[str | Path], *options: str, **how: Any) -> Linked:
+        """As `same`, of a link none of whose jobs was done before. The second time, all of them were."""
+        cold = self.same(files, *options, **how)
+        assert cold.jobs is not None
+        count, expected = len(cold.jobs["jobs"]), cold.bytes
+        assert cold.counts() == (0, count)
+        cold.output.unlink()
+        places = {name: how[name] for name in ("cwd", "output", "arguments") if name in how}
+        warm = self.link(files, *options, **places)
+        assert (warm.counts(), warm.left) == ((count, 0), frozenset())
+        assert warm.bytes == expected
+        return cold
+
+    def archive(self, name: str, members: Sequence[str | Path], how: str = "rcs", cwd: str = "") -> str:
+        """Make an archive in `cwd`; gives its name."""
+        self.run([AR, how, name, *members], cwd=Path(cwd))
+        return name
 
     def files(self) -> set[str]:
         """All files below the site, temporary ones of every kind among them."""

@@ -178,6 +178,17 @@ def test_what_a_linker_had_done(history: History, place: Path) -> None:
     }
 
 
+def test_the_other_name_that_cargo_gives_a_program(history: History, place: Path) -> None:
+    deps = place / "target" / "deps"
+    deps.mkdir(parents=True)
+    (deps / "prog-0123").write_bytes(b"a program")
+    (place / "target" / "prog").hardlink_to(deps / "prog-0123")
+    history.add(deps / "prog-0123", ("src/main.o", use(MISS, "k")), kind=LINKER)
+    assert f" of {deps}/prog-0123 (" in lines("--link", "target/prog")[0]
+    (place / "stranger").write_bytes(b"a program")
+    assert "no build of" in lines("--link", "stranger", code=2)[0]
+
+
 def test_a_module_whose_name_is_a_number(history: History, place: Path) -> None:
     history.add(place / "app", ("7", use(MISS, "k", *made("7"))))
     assert lines("7")[1].startswith("7, thin-backend: miss")

@@ -1,4 +1,4 @@
-"""What is noted of a result in the store, beside its outputs: how it was made, what was said, and what it is made of."""
+"""What is noted of a result in the store beside its outputs: how it was made, what was said, what it is made of."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def unpack(data: bytes) -> tuple[Mapping[str, Any], bytes]:
     if not unpacking.eof:
         raise ValueError("it has no end")
     head, _, rest = text.partition(b"\n")
-    note = json.loads(head)
+    try:
+        note = json.loads(head)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(note, dict):
         raise ValueError("it is no object")
     return note, rest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,9 +60,20 @@ def opened(cache_dir: Path | None) -> tuple[Records, Path]:
     return Records(directory), directory
 
 
-def recorded_path(link: Path | None) -> Path | None:
-    """The path of what is built, as builds write it."""
-    return None if link is None else Path(os.path.abspath(link))  # noqa: PTH100
+def recorded_path(records: Records, link: Path | None) -> Path | None:
+    """The path of what is built, as builds write it. Raises `RequestError`.
+
+    It may have been built under another name, to which this is a link: cargo gives its programs a second one.
+    """
+    if link is None:
+        return None
+    path = Path(os.path.abspath(link))  # noqa: PTH100
+    if not records.builds(path, most=1) and path.exists():
+        for build in records.builds():
+            with suppress(OSError):
+                if build.thing.path.samefile(path):
+                    return build.thing.path
+    return path
 
 
 def nothing_there(records: Records, directory: Path, path: Path | None) -> str:

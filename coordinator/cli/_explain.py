@@ -63,7 +63,7 @@ def explain(
     one is told, and what it was made of.
     """
     records, directory = opened(cache_dir)
-    path = recorded_path(link)
+    path = recorded_path(records, link)
     if as_list:
         if build is not None:
             raise RequestError("--list takes no BUILD and no MODULE: leave one of them out")

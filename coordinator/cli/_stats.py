@@ -49,7 +49,7 @@ def stats(signals: StopSignals, *, number: int, link: Path | None, cache_dir: Pa
     shared had taken: compilers' time, of which several run at once in a build.
     """
     records, directory = opened(cache_dir)
-    path = recorded_path(link)
+    path = recorded_path(records, link)
     builds = records.builds(path, most=min(number, sys.maxsize))
     problem = "" if builds else nothing_there(records, directory, path)
     signals.defer()

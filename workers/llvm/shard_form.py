@@ -16,18 +16,21 @@ A record that is not known, or not in a shard, is a `BitcodeError`: then there i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 from attrs import field, frozen
 
 from workers.llvm.bitstream import BitcodeError
 from workers.llvm.index_shard import IndexedModule, index_frame
 from workers.llvm.shard_rows import Definition, Summaries
-from workers.work import count
 
 __all__ = ["Shard", "joined", "read_shard"]
 
 _FORMAT = b"shard form 1\n"
+
+
+def _count(rows: Sized) -> str:
+    return f"<{len(rows)}>"
 
 
 @frozen
@@ -38,13 +41,13 @@ class Shard:
     """
 
     own: IndexedModule
-    imports: tuple[IndexedModule, ...] = field(repr=count)
-    definitions: tuple[Definition, ...] = field(repr=count)
-    settings: tuple[bytes, ...] = field(repr=count)
+    imports: tuple[IndexedModule, ...] = field(repr=_count)
+    definitions: tuple[Definition, ...] = field(repr=_count)
+    settings: tuple[bytes, ...] = field(repr=_count)
     """What is said of the whole index."""
-    types: Mapping[bytes, bytes] = field(repr=count)
+    types: Mapping[bytes, bytes] = field(repr=_count)
     """What is said of type identifiers, by name."""
-    values: tuple[bytes, ...] = field(repr=count)
+    values: tuple[bytes, ...] = field(repr=_count)
     """The GUIDs of all that is defined or used."""
 
     def defined(self) -> Iterator[tuple[bytes, int]]:

@@ -19,17 +19,14 @@ from attrs import define, evolve, field, frozen
 from workers.action import Action, ActionResult, run
 from workers.errors import ModuleError
 from workers.llvm.bitcode import BitcodeError
-from workers.llvm.content import ContentError, open_file
 from workers.llvm.dtlto.checks import wrong_module
 from workers.llvm.dtlto.driver import HARMLESS_FILES, Cc1
 from workers.llvm.dtlto.job_file import Job, JobFile
-from workers.llvm.elf import sections
-from workers.llvm.failures import Message, foreign_output, judge
+from workers.llvm.dtlto.outputs import lacking
+from workers.llvm.failures import Message, judge
 from workers.llvm.index_shard import IndexFrame, index_frame, rewrite_index
-from workers.llvm.objectfile import object_type
 from workers.llvm.oom import OomWatch
 from workers.llvm.reproducer import Reproducer, write_reproducer
-from workers.llvm.sections import ObjectError, ObjectType
 from workers.placing import place
 from workers.thin import PlannedCompile, ThinCompile, ThinLink, ThinLinked
 from workers.work import (
@@ -47,10 +44,6 @@ from workers.work import (
 __all__ = ["JobBackend", "PlannedJob", "estimate_of"]
 
 _SHARD, _OUTPUT = "shard.thinlto.bc", "output.o"
-
-_HEAD_BYTES = 4096
-_ELF = b"\x7fELF"
-_SYMBOL_TABLE = frozenset({b".symtab"})
 
 # Measured on zstd and brotli: seconds and bytes, for each byte of a module's bitcode and of what it imports from.
 _SECONDS_AT_LEAST = 0.03
@@ -208,9 +201,14 @@ class _Single:
             return None  # of another version, perhaps
         paths = {module.file for module in shard.frame.modules}
         if shard.own is None:
-            raise ModuleError(job.name, f"its index shard {job.shard} is of another module: {_some(paths)}")
+            raise ModuleError(
+                job.name, f"its index shard {job.shard} is of another module: {_some(paths)}{_garbled(paths)}"
+            )
         if unknown := paths - {job.bitcode, *job.imports}:
-            raise ModuleError(job.name, f"its index shard names what the linker does not give it: {_some(unknown)}")
+            raise ModuleError(
+                job.name,
+                f"its index shard names what the linker does not give it: {_some(unknown)}{_garbled(unknown)}",
+            )
         for module in shard.frame.modules:
             wrong = wrong_module(at / module.file, module)
             if wrong is not None:
@@ -280,8 +278,8 @@ class _Single:
         """Whether a run has ended well. Else it is told what is wrong, which `action` shows again."""
         self._seconds += result.seconds
         self._peak = max(self._peak, result.peak_rss_bytes)
-        lacking = _lacking(made) if result.succeeded else None
-        if lacking is not None:
+        fault = lacking(made, self._planned.job.argv) if result.succeeded else None
+        if fault is not None:
             result = evolve(result, missing=(_OUTPUT,))
         killed = result.signal is not None and self._tools.oom.killed_again()
         verdict = judge(
@@ -293,8 +291,8 @@ class _Single:
             out_of_memory=killed,
         )
         messages = verdict.messages
-        if lacking is not None and verdict.fault:
-            messages = (Message(Severity.ERROR, f"the compiler ended with status 0, but its output {lacking}"),)
+        if fault is not None and verdict.fault:
+            messages = (Message(Severity.ERROR, f"the compiler ended with status 0, but its output {fault}"),)
         if verdict.failed and not verdict.passing and action is not None:
             await self._reproduce(action, result, messages)
         else:
@@ -348,22 +346,6 @@ class _Single:
         )
 
 
-def _lacking(path: Path) -> str | None:
-    """Why a file is no whole object, if it is none."""
-    try:
-        with open_file(path) as view:
-            if foreign_output(EmitKind.OBJECT, view[:_HEAD_BYTES]):
-                return "is no object"
-            if object_type(view) is not ObjectType.RELOCATABLE:
-                return "is not a relocatable object"
-            if view[: len(_ELF)] == _ELF:
-                for _ in sections(view, _SYMBOL_TABLE):  # which raises where the file has no end
-                    pass
-    except (ContentError, ObjectError) as error:
-        return f"cannot be used: {error}"
-    return None
-
-
 def _is_output(path: Path) -> bool:
     with suppress(OSError):
         return path.stat().st_size > 0
@@ -384,6 +366,13 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _garbled(paths: set[str]) -> str:
+    """What to do about paths that the linker may have meant otherwise."""
+    if all(path.isascii() for path in paths):
+        return ""
+    return " (LLVM 22 garbles what is not ASCII in paths of shards: rename it, or link without a distributor)"
 
 
 def _some(paths: set[str]) -> str:

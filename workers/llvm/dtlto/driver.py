@@ -33,6 +33,9 @@ HARMLESS_FILES = {"-fprofile-sample-use=": "sample.prof", "-fprofile-remapping-f
 _SPELLINGS_OF_OUTPUT = frozenset({"-fcolor-diagnostics", "-fansi-escape-codes"})
 """They only change how messages look."""
 
+_PLAIN = frozenset({"-no-pgo-warn-mismatch", "-sample-profile-use-profi"})
+"""Options of LLVM's own that lld and the driver give, and that do no more than they say, whatever their names have."""
+
 _MEANINGFUL = re.compile(
     r"CCC_|CLANG_|QA_|SOURCE_DATE_EPOCH|SDKROOT|\w+_DEPLOYMENT_TARGET|GCC_EXEC_PREFIX|COMPILER_PATH"
 )
@@ -159,7 +162,7 @@ def _without_plain_options(words: Iterable[str]) -> Iterator[str]:
     for word in rest:
         if word == "-mllvm":
             option = next(rest, "")
-            if not is_plain_llvm_option(option):
+            if option not in _PLAIN and not is_plain_llvm_option(option):
                 yield from (word, option)
         else:
             yield word

@@ -24,7 +24,7 @@ _MEMBER = re.compile(r"(?P<archive>.*)\((?P<member>.*) at (?P<offset>\d+)\)\.\d+
 _COPY = re.compile(r"(?P<file>.+)\.\d+\.(?P<process>[0-9A-F]+)\.o", re.DOTALL)
 """How it calls that of an object's bitcode, with the number of its process."""
 
-_OUTPUT = re.compile(r".*\.(?P<process>\d+)\.native\.o", re.DOTALL)
+_OUTPUT = re.compile(r".*\.(?P<process>\d{1,10})\.native\.o", re.DOTALL)
 
 
 @frozen
@@ -55,8 +55,10 @@ class JobFile:
 
     @property
     def files(self) -> dict[str, str]:
-        """What to call the files of modules, by path."""
-        return {job.bitcode: job.name for job in self.jobs}
+        """What to call the files of modules, by path. Some have no job, as lld has compiled them before."""
+        imported = {path: job.output for job in self.jobs for path in job.imports}
+        names = {job.bitcode: job.name for job in self.jobs}
+        return {path: _name(path, imported[path]) for path in imported.keys() - names.keys()} | names
 
 
 def read_job_file(path: Path) -> JobFile:
