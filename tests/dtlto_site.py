@@ -52,7 +52,7 @@ needs_lld = pytest.mark.skipif(
     reason="clang-22, ld.lld-22 and llvm-ar-22 are not all there",
 )
 
-_SECONDS = 120.0
+_SECONDS = 300.0
 
 _PLAIN = """\
 import json, subprocess, sys

@@ -8,6 +8,7 @@ the linker that waits for us, `_report` says what came of it.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -21,10 +22,11 @@ def main() -> NoReturn:
     """Run `ltod-dtlto` with the arguments of this process, and exit."""
     # What is quick is done to its end. Who waits for compilers lets signals in.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    parent = os.getppid()
     # There is next to no garbage in what takes a tenth of a second.
     gc.disable()
     from coordinator.dtlto._front import run  # see above
 
-    code = run(sys.argv[1:], mask)
+    code = run(sys.argv[1:], mask, parent)
     gc.freeze()
     sys.exit(code)

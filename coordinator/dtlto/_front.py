@@ -35,11 +35,14 @@ _KIND = "ThinLTO for a linker"
 _OBJECT = "obj"
 
 
-def run(arguments: Sequence[str], mask: Iterable[int]) -> int:
-    """Do what the command line says; gives the exit code. Signals are blocked; `mask` lets them in."""
+def run(arguments: Sequence[str], mask: Iterable[int], parent: int) -> int:
+    """Do what the command line says; gives the exit code. Signals are blocked; `mask` lets them in.
+
+    `parent` is the process that started us.
+    """
     started = time.monotonic()
     open_missing_descriptors()
-    linker = Linker()
+    linker = Linker(parent)
     try:
         if {"-h", "--help"} & set(arguments):
             put(USAGE)

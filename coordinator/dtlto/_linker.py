@@ -18,10 +18,10 @@ __all__ = ["Linker"]
 
 
 class Linker:
-    """Our parent. Make one as early as possible: it may die at any time."""
+    """Our parent, process `pid`. It may die at any time: ask for its number as early as possible."""
 
-    def __init__(self) -> None:
-        self.pid = os.getppid()
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
         self._line: tuple[bytes, ...] = ()
         with suppress(OSError):
             self._line = tuple(Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0"))
