@@ -58,16 +58,23 @@ def run(arguments: Sequence[str], mask: Iterable[int], parent: int) -> int:
     except RequestError as error:
         say(f"ltod-dtlto: error: {error}")
         return ExitCode.USAGE
+    except Exception as error:
+        from traceback import format_exc
+
+        say(f"this is a bug in ltod, please report it with all of the following:\n{format_exc()}")
+        say(f"ltod-dtlto: internal error: {type(error).__name__}: {error}")
+        return ExitCode.BUG
 
 
 class _NoFacts:
     """Remembers nothing, where there is no place for a cache."""
 
     def recall(self, key: str) -> bytes | None:
+        """Nothing was remembered."""
         return None
 
     def remember(self, key: str, note: bytes) -> None:
-        pass
+        """Nothing is."""
 
 
 @frozen(eq=False)

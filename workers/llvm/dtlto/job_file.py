@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from workers.errors import RequestError
 
@@ -140,13 +140,9 @@ def _told_apart(jobs: Sequence[Job]) -> list[Job]:
             found = _MEMBER.fullmatch(job.bitcode)
             which = f"at {found['offset']}" if found is not None else f"#{seen[job.name]}"
             name = f"{job.name} {which}"
-            job = _renamed(job, name if name not in names else f"{name} #{seen[job.name]}")
+            job = evolve(job, name=name if name not in names else f"{name} #{seen[job.name]}")
         told.append(job)
     return told
-
-
-def _renamed(job: Job, name: str) -> Job:
-    return Job(name, job.argv, job.bitcode, job.shard, job.imports, job.output, job.flags)
 
 
 def _object(value: object, what: str) -> Mapping[str, Any]:
