@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -258,14 +257,6 @@ class Lab:
     def files(self) -> set[str]:
         """All files below the lab, whatever they are called."""
         return {os.path.relpath(path, self.root) for path in self.root.rglob("*") if not path.is_dir()}
-
-    def clean(self) -> None:
-        """Remove what links have left, but not the modules."""
-        for path in self.root.iterdir():
-            if path.is_dir() and path.name not in ("in", "tmp"):
-                shutil.rmtree(path)
-            elif not path.is_dir():
-                path.unlink()
 
 
 def planned(jobs: Mapping[str, Any], change: Callable[[dict[str, Any]], object], name: str) -> dict[str, Any]:

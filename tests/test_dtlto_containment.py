@@ -188,14 +188,27 @@ def test_files_of_others_are_left_alone(lab: Lab) -> None:
         assert (lab.root / name).read_text() == "mine"
 
 
+def _driven(lab: Lab) -> list[str]:
+    """The command of a link by clang, of which lld is a child."""
+    told = [f"-Wl,{word}" for word in lab.command(_LINK, compiler=_slow(lab)) if word.startswith("--thinlto")]
+    return ["clang-22", "-flto=thin", "-fuse-ld=lld", "-nostdlib", "-static", *told, *_LINK, "-o", "program"]
+
+
+@_needs_debian
+def test_an_interrupted_driver_takes_all_with_it(lab: Lab) -> None:
+    before = lab.files()
+    with _running(lab, _driven(lab)) as process:
+        _distributor(lab)
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.returncode != 0
+    assert lab.files() == before
+
+
 @_needs_debian
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_linker_outlives_its_driver_and_so_do_we(lab: Lab, number: signal.Signals) -> None:
     """As it does without us: all that counts is whether the linker is there."""
-    words = lab.command(_LINK, compiler=_slow(lab))
-    told = [f"-Wl,{word}" for word in words if word.startswith("--thinlto")]
-    driver = ["clang-22", "-flto=thin", "-fuse-ld=lld", "-nostdlib", "-static", *told]
-    with _running(lab, [*driver, *_LINK, "-o", "program"]) as process:
+    with _running(lab, _driven(lab)) as process:
         _distributor(lab)
         process.send_signal(number)
         process.wait(_SECONDS)

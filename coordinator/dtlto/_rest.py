@@ -170,7 +170,7 @@ class _Run:
             compiles.append(ThinCompile(job.name, Path(job.bitcode), Path(job.shard), estimate, planned))
         output = Path(request.job_file.output)
         return JobBackend(
-            request.keys.program(),
+            self._program(),
             request.job_file,
             compiles,
             request.directory,
@@ -178,6 +178,18 @@ class _Run:
             request.directory / output.with_name(f"{output.name}.reproducers"),
             os.environ,
         )
+
+    def _program(self) -> tuple[str, ...]:
+        """The compiler. Raises `RequestError` where there is none."""
+        try:
+            program = self.request.keys.program()
+        except OSError as error:
+            raise RequestError(f"the compiler {error.filename} that the linker names is not in PATH") from error
+        if not os.access(program[0], os.X_OK) or os.path.isdir(program[0]):  # noqa: PTH112
+            raise RequestError(
+                f"the compiler {program[0]} that the linker names cannot be run: there is no such program"
+            )
+        return program
 
     async def _work(self, backend: ThinLtoBackend, slots: Slots) -> None:
         request = self.request

@@ -140,6 +140,8 @@ def _read(answer: str) -> Cc1:
         words = parse_driver(answer)
     except RequestError as error:
         return Cc1(problem=str(error))
+    except ValueError:  # it prints names as they are, also one with a newline in it
+        return Cc1(problem="the compiler's driver does not say clearly what it would do")
     kept: list[str] = []
     files: dict[str, str] = {}
     for word in words:
