@@ -307,6 +307,7 @@ _NO_JOB_FILES = {
     "an empty object": b"{}",
     "no compiler": b'{"common": {"linker_output": "a", "args": [], "inputs": []}, "jobs": []}',
     "jobs that are none": b'{"common": {"linker_output": "a", "args": ["cc"], "inputs": []}, "jobs": {"a": 1}}',
+    "an output without a name": b'{"common": {"linker_output": "", "args": ["cc"], "inputs": []}, "jobs": []}',
     "an output that is none": b'{"common": {"linker_output": 1, "args": ["cc"], "inputs": []}, "jobs": []}',
 }
 

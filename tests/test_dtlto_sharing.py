@@ -30,6 +30,15 @@ _FILES = [f"in/{name}.o" for name in PROGRAM]
 _GATED = 'is_bad && {{ : >{tools}/runs/$$; until [ -e {tools}/go ]; do sleep 0.05; done; {then} }}; compile "$@"'
 
 
+def test_another_compiler_shares_nothing_and_a_copy_of_one_shares_all(lab: Lab) -> None:
+    """What counts is what is in it: the path does not, nor what it says of itself."""
+    first, copy, other = (lab.compiler(name, 'compile "$@"') for name in ("first", "copy", "other"))
+    other.write_bytes(other.read_bytes() + b"another one")
+    assert lab.link(_FILES, compiler=first).count("hits", "misses") == (0, len(_FILES))
+    assert lab.link(_FILES, compiler=copy).count("hits", "misses") == (len(_FILES), 0)
+    assert lab.link(_FILES, compiler=other).count("hits", "misses") == (0, len(_FILES))
+
+
 class _Two:
     """Two links of one program: the `first` is compiling the last module, the `second` is there and has the others."""
 

@@ -186,9 +186,7 @@ class _Run:
         except OSError as error:
             raise RequestError(f"the compiler {error.filename} that the linker names is not in PATH") from error
         if not os.access(program[0], os.X_OK) or os.path.isdir(program[0]):  # noqa: PTH112
-            raise RequestError(
-                f"the compiler {program[0]} that the linker names cannot be run: there is no such program"
-            )
+            raise RequestError(f"the compiler {program[0]} that the linker names is no program that can be run")
         return program
 
     async def _work(self, backend: ThinLtoBackend, slots: Slots) -> None:

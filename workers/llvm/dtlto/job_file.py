@@ -87,7 +87,7 @@ def _job_file(content: object) -> JobFile:
     more = _texts(common.get("inputs", []), "the inputs in 'common'")
     output = common.get("linker_output", "")
     jobs = _object(content, "it").get("jobs")
-    if not isinstance(output, str) or not isinstance(jobs, list):
+    if not isinstance(output, str) or not Path(output).name or not isinstance(jobs, list):
         raise _FormError("it has no list of jobs, or no name of what is linked")
     # What comes before the first option is the compiler: zig, for one, has to be told to be clang.
     end = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
