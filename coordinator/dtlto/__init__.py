@@ -18,6 +18,8 @@ from coordinator.cli._exit import STOP_SIGNALS
 
 __all__ = ["main"]
 
+_SWITCH_SECONDS = 0.0005
+
 
 def main() -> NoReturn:
     """Run `ltod-dtlto` with the arguments of this process, and exit."""
@@ -26,6 +28,8 @@ def main() -> NoReturn:
     parent = os.getppid()
     # There is next to no garbage in what takes a tenth of a second.
     gc.disable()
+    # A thread that finds out what the compiler is hardly needs Python, but that little at once.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     from coordinator.dtlto._front import run  # see above
 
     code = run(sys.argv[1:], mask, parent)

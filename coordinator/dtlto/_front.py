@@ -103,6 +103,9 @@ class _Front:
         code: int = ExitCode.OK
         with here.session() if here is not None else nullcontext():
             keys = JobKeys(self.job_file, directory, here or _NoFacts(), os.environ)
+            if self.job_file.jobs and not keys.prepare():
+                # A new compiler has compiled nothing yet: what comes next is going to be needed.
+                import coordinator.dtlto._rest  # noqa: F401
             for job in self.job_file.jobs:
                 key = keys.tell(job)
                 hit = None

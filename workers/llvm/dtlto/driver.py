@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import field, frozen
 
 from workers.digests import Facts
+from workers.meanwhile import Meanwhile
 
-__all__ = ["HARMLESS_FILES", "Cc1", "cc1_for"]
+__all__ = ["HARMLESS_FILES", "Cc1", "Driver"]
 
 _FORMAT = 1
 
@@ -58,33 +59,43 @@ class Cc1:
     problem: str | None = None
 
 
-def cc1_for(
-    program: Sequence[str],
-    flags: Sequence[str],
-    example: str,
-    identity: str,
-    facts: Facts,
-    directory: str,
-    environ: Mapping[str, str],
-) -> Cc1:
-    """What `program`, whose identity has this digest, makes of `flags` in `directory`, where the module `example` is.
+class Driver:
+    """The driver of the compiler `program`, as it is asked in `directory`. For one thread."""
 
-    Waits for the program if the answer is not among the `facts`. Raises `OSError` where it does not answer.
-    """
-    volatile = any("native" in flag for flag in flags) or any(_MEANINGFUL.match(name) for name in environ)
-    asked = json.dumps([_FORMAT, identity, list(program), list(flags), environ.get("HOME", "")])
-    key = hashlib.sha256(f"cc1 {asked}".encode("utf-8", "surrogateescape")).hexdigest()
-    known = None if volatile else _recalled(facts.recall(key))
-    if known is not None:
-        return known
-    answer = _ask([*program, "-###", *flags, example, *_OWN_ARGUMENTS], directory, environ)
-    cc1 = _read(answer)
-    if not volatile and cc1.problem is None and not _CONFIGURATION.search(answer):
-        # A file of configuration may appear in one of these.
-        states = [[path, _state(path)] for path in _DIRECTORY.findall(answer)]
-        note = {"words": cc1.words, "files": dict(cc1.files), "directories": states}
-        facts.remember(key, json.dumps(note).encode("utf-8", "surrogateescape"))
-    return cc1
+    def __init__(self, program: Sequence[str], directory: str, facts: Facts, environ: Mapping[str, str]) -> None:
+        self._program = tuple(program)
+        self._directory = directory
+        self._facts = facts
+        self._environ = environ
+        self._asked: dict[tuple[str, ...], Meanwhile[str]] = {}
+
+    def ask(self, flags: tuple[str, ...], example: str) -> None:
+        """Begin to ask what it makes of `flags`, with the module `example`, as nobody is going to remember."""
+        if flags not in self._asked:
+            argv = [*self._program, "-###", *flags, example, *_OWN_ARGUMENTS]
+            self._asked[flags] = Meanwhile(lambda: _ask(argv, self._directory, self._environ))
+
+    def cc1(self, flags: tuple[str, ...], example: str, identity: str) -> Cc1:
+        """What it makes of `flags`, for any module; the compiler's identity has the digest `identity`.
+
+        Waits for the program if the answer is not remembered. Raises `OSError` where it does not answer.
+        """
+        environ = self._environ
+        volatile = any("native" in flag for flag in flags) or any(_MEANINGFUL.match(name) for name in environ)
+        asked = json.dumps([_FORMAT, identity, self._program, flags, environ.get("HOME", "")])
+        key = hashlib.sha256(f"cc1 {asked}".encode("utf-8", "surrogateescape")).hexdigest()
+        known = None if volatile else _recalled(self._facts.recall(key))
+        if known is not None:
+            return known
+        self.ask(flags, example)
+        answer = self._asked[flags].result()
+        cc1 = _read(answer)
+        if not volatile and cc1.problem is None and not _CONFIGURATION.search(answer):
+            # A file of configuration may appear in one of these.
+            states = [[path, _state(path)] for path in _DIRECTORY.findall(answer)]
+            note = {"words": cc1.words, "files": dict(cc1.files), "directories": states}
+            self._facts.remember(key, json.dumps(note).encode("utf-8", "surrogateescape"))
+        return cc1
 
 
 def _recalled(note: bytes | None) -> Cc1 | None:

@@ -20,10 +20,11 @@ from workers.digests import Digests, Facts, Witness
 from workers.errors import ModuleError
 from workers.ingredients import Ingredient, IngredientKind, Key, NoKey
 from workers.llvm.bitstream import BitcodeError
-from workers.llvm.dtlto.driver import Cc1, cc1_for
+from workers.llvm.dtlto.driver import Cc1, Driver
 from workers.llvm.dtlto.job_file import Job, JobFile
 from workers.llvm.identity import Identity, IdentityError, program_identity_now
 from workers.llvm.thin_key import ShardFacts, ShardSource, shard_facts
+from workers.meanwhile import Meanwhile
 
 __all__ = ["JobKey", "JobKeys"]
 
@@ -43,6 +44,10 @@ _SOURCES = (
 """What decides how a job is read and run, beside this directory."""
 
 
+_SOON_SECONDS = 0.01
+"""How long it takes to find out what the compiler is, beside other things, where somebody remembers."""
+
+
 @frozen
 class JobKey(Key):
     """A key that knows the files that it was made of."""
@@ -59,11 +64,23 @@ class _Compiler:
     """What the jobs of one link are compiled with."""
 
     program: tuple[str, ...]
+    driver: Driver
     identity: Identity
 
 
+@frozen
+class _Reading:
+    """What a job compiles, apart from how: its shard, and the modules that it reads, by path."""
+
+    shard: ShardFacts
+    modules: Mapping[str, Witness]
+
+
 class JobKeys:
-    """Tells the keys of the jobs of one link in `directory`, one after the other. For one thread."""
+    """Tells the keys of the jobs of one link in `directory`, one after the other. For one thread.
+
+    From the beginning on, a thread finds out what the compiler is, which takes long where nobody remembers.
+    """
 
     def __init__(self, job_file: JobFile, directory: Path, facts: Facts, environ: Mapping[str, str]) -> None:
         self._job_file = job_file
@@ -73,9 +90,11 @@ class JobKeys:
         self._digests = Digests(facts)
         self._files: dict[str, Witness] = {}
         self._names = job_file.files
-        self._compiler: _Compiler | NoKey | None = None
+        self._readings: dict[str, _Reading | NoKey] = {}
         self._cc1: dict[tuple[str, ...], Cc1] = {}
         self._symbols: dict[str, Mapping[int, str]] = {}
+        self._driver: Driver | None = None
+        self._compiler = Meanwhile(self._identified)
 
     def program(self) -> tuple[str, ...]:
         """What to run, so that it runs from everywhere. Raises `OSError` where there is no such program."""
@@ -93,52 +112,65 @@ class JobKeys:
         """What the compiler makes of a job's arguments. For one that has a key."""
         return self._cc1[job.flags or ()]
 
+    def prepare(self) -> bool:
+        """Do what can be done before the compiler is known; gives whether it is known by then."""
+        for job in self._job_file.jobs:
+            self._read(job)
+        if self._compiler.ends_within(_SOON_SECONDS):
+            return True
+        # Nobody remembers what it is, so nobody remembers what it said either.
+        example = self._job_file.jobs[0]
+        if example.flags is not None and self._driver is not None:
+            self._driver.ask(example.flags, example.bitcode)
+        return False
+
     def tell(self, job: Job) -> JobKey | NoKey:
         """The key of a job's object."""
-        if self._compiler is None:
-            self._compiler = self._identified()
-        if isinstance(self._compiler, NoKey):
-            return self._compiler
+        compiler = self._compiler.result()
+        if isinstance(compiler, NoKey):
+            return compiler
         if job.flags is None:
             return NoKey("its command is not as LLVM 22 writes it", warn=True)
         try:
             cc1 = self._cc1.get(job.flags)
             if cc1 is None:
-                cc1 = self._cc1[job.flags] = self._asked(self._compiler, job)
+                cc1 = self._cc1[job.flags] = compiler.driver.cc1(job.flags, job.bitcode, compiler.identity.digest)
             if cc1.problem is not None:
                 return NoKey(cc1.problem, warn=True)
-            return self._told(self._compiler, cc1, job)
-        except BitcodeError as error:
-            return NoKey(f"its index shard is not understood: {error}", warn=True)
-        except (ModuleError, OSError) as error:
-            return NoKey(f"its key cannot be told: {error}", warn=True)
+            reading = self._read(job)
+            return reading if isinstance(reading, NoKey) else self._told(compiler, cc1, reading)
+        except OSError as error:
+            return _untold(error)
+
+    def _read(self, job: Job) -> _Reading | NoKey:
+        known = self._readings.get(job.output)
+        if known is None:
+            try:
+                modules = {path: self._witness(path) for path in (job.bitcode, *job.imports)}
+                digests = {path: witness.digest for path, witness in modules.items()}
+                source = ShardSource(job.name, job.bitcode, self._directory / job.shard, self._names)
+                facts = shard_facts(source, digests)
+                known = _Reading(facts, {path: modules[path] for path in facts.files})
+            except BitcodeError as error:
+                known = NoKey(f"its index shard is not understood: {error}", warn=True)
+            except (ModuleError, OSError) as error:
+                known = _untold(error)
+            self._readings[job.output] = known
+        return known
 
     def _identified(self) -> _Compiler | NoKey:
         try:
             program = self.program()
-            return _Compiler(program, program_identity_now(Path(program[0]), self._digests))
+            driver = self._driver = Driver(program, str(self._directory), self._facts, self._environ)
+            return _Compiler(program, driver, program_identity_now(Path(program[0]), Digests(self._facts)))
         except IdentityError as error:
             return NoKey(str(error), warn=True)
         except OSError as error:
             return NoKey(f"the compiler {error.filename}: {error.strerror}", warn=True)
 
-    def _asked(self, compiler: _Compiler, job: Job) -> Cc1:
-        return cc1_for(
-            compiler.program,
-            job.flags or (),
-            job.bitcode,
-            compiler.identity.digest,
-            self._facts,
-            str(self._directory),
-            self._environ,
-        )
-
-    def _told(self, compiler: _Compiler, cc1: Cc1, job: Job) -> JobKey:
+    def _told(self, compiler: _Compiler, cc1: Cc1, reading: _Reading) -> JobKey:
         more = {option: self._witness(path) for option, path in cc1.files.items()}
-        modules = {path: self._witness(path) for path in (job.bitcode, *job.imports)}
-        digests = {path: witness.digest for path, witness in modules.items()}
-        source = ShardSource(job.name, job.bitcode, self._directory / job.shard, self._names)
-        facts = shard_facts(source, digests)
+        facts = reading.shard
         made_of = {
             "format": _FORMAT,
             "step": "distributed thin-backend",
@@ -153,8 +185,7 @@ class JobKeys:
         def ingredients() -> tuple[Ingredient, ...]:
             return self._ingredients(compiler, cc1, more, facts)
 
-        used = [modules[path] for path in facts.files]
-        return JobKey(digest, ingredients, (*compiler.identity.witnesses, *more.values(), *used))
+        return JobKey(digest, ingredients, (*compiler.identity.witnesses, *more.values(), *reading.modules.values()))
 
     def _ingredients(
         self, compiler: _Compiler, cc1: Cc1, more: Mapping[str, Witness], facts: ShardFacts
@@ -196,6 +227,10 @@ def _identity() -> str:
         digest.update(b"%b %d\n" % (name.encode(), len(content)))
         digest.update(content)
     return digest.hexdigest()
+
+
+def _untold(error: Exception) -> NoKey:
+    return NoKey(f"its key cannot be told: {error}", warn=True)
 
 
 def _joined(words: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,39 @@
+"""Doing one thing in a thread while the caller does another, without an event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Meanwhile"]
+
+_T = TypeVar("_T")
+
+
+class Meanwhile(Generic[_T]):
+    """Does `work` in a thread of its own from now on. The process may end before that is done."""
+
+    def __init__(self, work: Callable[[], _T]) -> None:
+        self._results: list[_T] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait as long as that at most; whether `result` does not wait any longer."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> _T:
+        """What it gives, when it is done. Raises what it raises."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
+
+    def _run(self, work: Callable[[], _T]) -> None:
+        try:
+            self._results.append(work())
+        except BaseException as error:  # noqa: BLE001 (raised where the result is asked for)
+            self._error = error
