@@ -22,7 +22,6 @@ import resource
 import shutil
 import signal
 import stat
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +32,7 @@ import trio
 from attrs import field, frozen
 
 from workers.keeper import Keeper, keeper_of
+from workers.starting import Process, Start, start_directly
 
 __all__ = ["Action", "ActionResult", "run"]
 
@@ -109,12 +109,17 @@ class ActionResult:
 
 @asynccontextmanager
 async def run(
-    action: Action, scratch: Path, *, stderr_to: Callable[[IO[bytes]], object] | None = None
+    action: Action,
+    scratch: Path,
+    *,
+    stderr_to: Callable[[IO[bytes]], object] | None = None,
+    start: Start = start_directly,
 ) -> AsyncIterator[ActionResult]:
     """Perform `action` in a fresh directory below `scratch`, and remove the directory when the block is left.
 
     Everything that can go wrong with the tool, its inputs or the disk is told by the result. `stderr_to` is called
-    in a thread with the complete standard error as a file, for a caller that needs all of it.
+    in a thread with the complete standard error as a file, for a caller that needs all of it. `start` begins the
+    tool's process.
 
     Cancelling kills the tool with all its descendants, waits until it is gone and leaves nothing behind.
     """
@@ -126,13 +131,15 @@ async def run(
         yield ActionResult(directory=scratch, not_started=reason)
         return
     try:
-        yield await _run_in(action, base, stderr_to)
+        yield await _run_in(action, base, stderr_to, start)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _REAP_SECONDS):
             await _remove_tree(base)
 
 
-async def _run_in(action: Action, base: Path, stderr_to: Callable[[IO[bytes]], object] | None) -> ActionResult:
+async def _run_in(
+    action: Action, base: Path, stderr_to: Callable[[IO[bytes]], object] | None, start: Start
+) -> ActionResult:
     for name, content in action.inputs.items():
         try:
             await _lay_down(content, base / name)
@@ -145,7 +152,7 @@ async def _run_in(action: Action, base: Path, stderr_to: Callable[[IO[bytes]], o
             tempfile.TemporaryFile(dir=base, buffering=0) as stdout,
             tempfile.TemporaryFile(dir=base, buffering=0) as stderr,
         ):
-            result = await _spawn(action, base, stdout, stderr)
+            result = await _spawn(action, base, stdout, stderr, start)
             if stderr_to is not None:
                 stderr.seek(0)
                 await trio.to_thread.run_sync(stderr_to, stderr)
@@ -168,23 +175,15 @@ def _is_full(action: Action, base: Path) -> bool:
     return False
 
 
-async def _spawn(action: Action, base: Path, stdout: IO[bytes], stderr: IO[bytes]) -> ActionResult:
+async def _spawn(action: Action, base: Path, stdout: IO[bytes], stderr: IO[bytes], start: Start) -> ActionResult:
     started = trio.current_time()
     keeper = keeper_of(base)
     try:
-        process = subprocess.Popen(  # noqa: ASYNC220 (a vfork and an exec: it does not wait for the tool)
-            action.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=base,
-            env=dict(action.environment),
-            process_group=0,
-        )
+        process = start(action.argv, base, action.environment, stdout.fileno(), stderr.fileno())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return ActionResult(directory=base, not_started=f"cannot start {action.argv[0]}: {reason}")
-    usage: resource.struct_rusage | None = None
+    ended: tuple[int, resource.struct_rusage] | None = None
     timed_out = True
     sampled = 0
     try:
@@ -195,11 +194,11 @@ async def _spawn(action: Action, base: Path, stdout: IO[bytes], stderr: IO[bytes
             sampled = await _until_exit(process.pid)
             timed_out = False
     finally:
-        usage = await _kill_and_reap(process, keeper)
-    returncode = process.returncode
-    if usage is None or returncode is None:
+        ended = await _kill_and_reap(process, keeper)
+    if ended is None:
         message = f"process {process.pid} did not die within {_REAP_SECONDS:g} s of being killed"
         return ActionResult(directory=base, not_started=message)
+    returncode, usage = ended
     said = _capture(stderr)
     return ActionResult(
         directory=base,
@@ -252,8 +251,8 @@ async def _until_exit(pid: int) -> int:
         os.close(pidfd)
 
 
-async def _kill_and_reap(process: subprocess.Popen[bytes], keeper: Keeper | None) -> resource.struct_rusage | None:
-    """Kill what is left of the group, reap its leader, and say what that used (`None`: it does not die)."""
+async def _kill_and_reap(process: Process, keeper: Keeper | None) -> tuple[int, resource.struct_rusage] | None:
+    """Kill what is left of the group, reap its leader, and say how that ended (`None`: it does not die)."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if keeper is not None:
@@ -261,10 +260,9 @@ async def _kill_and_reap(process: subprocess.Popen[bytes], keeper: Keeper | None
     with trio.CancelScope(shield=True, deadline=trio.current_time() + _REAP_SECONDS):
         pause = 0.0005
         while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)  # noqa: ASYNC222 (WNOHANG)
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                return usage
+            ended = process.reap()
+            if ended is not None:
+                return ended
             await trio.sleep(pause)
             pause = min(0.05, pause * 2)
     return None

@@ -35,5 +35,5 @@ class Meanwhile(Generic[_T]):
     def _run(self, work: Callable[[], _T]) -> None:
         try:
             self._results.append(work())
-        except BaseException as error:  # noqa: BLE001 (raised where the result is asked for)
+        except BaseException as error:  # raised where the result is asked for
             self._error = error

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -29,10 +30,16 @@ from workers.outcome import CacheOutcome, CacheUse, Step
 from workers.store.defaults import default_directory
 from workers.store.here import Here
 
+if TYPE_CHECKING:
+    from workers.llvm.fork_server import Starter
+
 __all__ = ["run"]
 
 _KIND = "ThinLTO for a linker"
 _OBJECT = "obj"
+
+_MANY_JOBS = 4
+"""It takes two starts and a half to prepare quicker ones, and as much again where nothing is remembered."""
 
 
 def run(arguments: Sequence[str], mask: Iterable[int], parent: int) -> int:
@@ -103,8 +110,10 @@ class _Front:
         code: int = ExitCode.OK
         with here.session() if here is not None else nullcontext():
             keys = JobKeys(self.job_file, directory, here or _NoFacts(), os.environ)
+            starter = None
             if self.job_file.jobs and not keys.prepare():
                 # A new compiler has compiled nothing yet: what comes next is going to be needed.
+                starter = _starter(keys, len(self.job_file.jobs), here)
                 import coordinator.dtlto._rest  # noqa: F401
             for job in self.job_file.jobs:
                 key = keys.tell(job)
@@ -123,13 +132,16 @@ class _Front:
                 items.append(_recorded(job, key.digest, reason, hit))
                 report.add(Line(job.name, CacheOutcome.HIT, True, hit.seconds, reason))
             if left:
+                starter = starter or _starter(keys, len(left), here)
                 from coordinator.dtlto._rest import Request, compile_left  # from here on there is time
 
                 request = Request(
-                    self.options, self.job_file, directory, cache_dir, keys, tuple(left), before, self.linker
+                    self.options, self.job_file, directory, cache_dir, keys, tuple(left), before, self.linker, starter
                 )
                 code, made = compile_left(request, report, self.mask)
                 items += made
+            if starter is not None:
+                starter.close()
         if here is not None:
             here.close()
         if self.linker.is_gone():
@@ -161,6 +173,18 @@ class _Hit:
 
     seconds: float
     made_of: bytes
+
+
+def _starter(keys: JobKeys, jobs: int, here: Here | None) -> Starter | None:
+    """What begins the compiler many times, if it has to be."""
+    if jobs < _MANY_JOBS or here is None:
+        return None
+    from workers.llvm.fork_server import Starter
+
+    try:
+        return Starter(keys.program()[0], here)
+    except OSError:
+        return None  # there is no such program, which others say
 
 
 def _hit(here: Here, key: Key, job: Job, directory: Path) -> _Hit | None:

@@ -37,6 +37,7 @@ from workers.keeper import kept_directory
 from workers.llvm.dtlto.compile import JobBackend, PlannedJob, estimate_of
 from workers.llvm.dtlto.job_file import Job, JobFile
 from workers.llvm.dtlto.keys import JobKey, JobKeys
+from workers.llvm.fork_server import Starter
 from workers.slots import Slots
 from workers.thin import PlannedCompile, ThinCompile, ThinLink, ThinLinked, ThinLtoBackend
 from workers.work import (
@@ -57,7 +58,10 @@ _MEMORY_SHARE = 0.8
 
 @frozen(eq=False)
 class Request:
-    """What is left to do, and what is known of it. `before` is what became of each module the last time."""
+    """What is left to do, and what is known of it. `before` is what became of each module the last time.
+
+    The compiler is begun by the `starter`, if there is one.
+    """
 
     options: Options
     job_file: JobFile
@@ -67,6 +71,7 @@ class Request:
     left: tuple[tuple[Job, Key | NoKey], ...]
     before: Mapping[tuple[str, str], ItemRecord]
     linker: Linker
+    starter: Starter | None
 
 
 def compile_left(request: Request, report: Report, mask: Iterable[int]) -> tuple[int, list[ItemRecord]]:
@@ -177,6 +182,7 @@ class _Run:
             scratch,
             request.directory / output.with_name(f"{output.name}.reproducers"),
             os.environ,
+            request.starter,
         )
 
     def _program(self) -> tuple[str, ...]:

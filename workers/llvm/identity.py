@@ -22,6 +22,7 @@ from workers.digests import Digests, Witness
 __all__ = [
     "Identity",
     "IdentityError",
+    "is_loaded",
     "llvmlite_identity",
     "ltod_identity",
     "program_identity",
@@ -44,6 +45,14 @@ class Identity:
 
     digest: str
     witnesses: tuple[Witness, ...] = field(repr=False)
+
+
+def is_loaded(program: str) -> bool:
+    """Whether the system loads a program with libraries: it is no script, and not static."""
+    try:
+        return _question(Path(program)) is not None
+    except (OSError, IdentityError, struct.error):
+        return False
 
 
 async def program_identity(program: Path, scratch: Path, digests: Digests) -> Identity:

@@ -24,6 +24,7 @@ from workers.llvm.dtlto.driver import HARMLESS_FILES, Cc1
 from workers.llvm.dtlto.job_file import Job, JobFile
 from workers.llvm.dtlto.outputs import lacking
 from workers.llvm.failures import Message, judge
+from workers.llvm.fork_server import Attempt, Starter
 from workers.llvm.index_shard import IndexFrame, index_frame, rewrite_index
 from workers.llvm.oom import OomWatch
 from workers.llvm.reproducer import Reproducer, write_reproducer
@@ -64,7 +65,10 @@ class PlannedJob:
 
 
 class JobBackend:
-    """Compiles the jobs of one link. Keeps the contract of `workers.thin.ThinLtoBackend`; the thin link is done."""
+    """Compiles the jobs of one link. Keeps the contract of `workers.thin.ThinLtoBackend`; the thin link is done.
+
+    Actions are begun by the `starter`, if there is one.
+    """
 
     def __init__(
         self,
@@ -75,8 +79,9 @@ class JobBackend:
         scratch: Path,
         reproducers: Path,
         environ: Mapping[str, str],
+        starter: Starter | None,
     ) -> None:
-        self._tools = _Tools(program, job_file.files, directory, scratch, reproducers, environ)
+        self._tools = _Tools(program, job_file.files, directory, scratch, reproducers, environ, starter)
         self._compiles = tuple(compiles)
 
     def thin_estimate(self, item: ThinLink) -> Estimate:
@@ -115,6 +120,7 @@ class _Tools:
     scratch: Path
     reproducers: Path
     environ: Mapping[str, str]
+    starter: Starter | None
     oom: OomWatch = field(factory=OomWatch)
     _version: str | None = None
 
@@ -237,11 +243,21 @@ class _Single:
     async def _run(self, action: Action, output: Path) -> Finished | Failed:
         named = {name: content for name, content in action.inputs.items() if isinstance(content, Path)}
         names = {name: self._name(path) for name, path in named.items()}
+        if self._tools.starter is not None:
+            attempt = Attempt(self._tools.starter)
+            async with run(action, self._tools.scratch, start=attempt) as result:
+                # Whatever is wrong with a fork is not wrong before it is so without one.
+                if result.succeeded or not attempt.is_forked:
+                    return await self._taken(result, names, action, output)
         async with run(action, self._tools.scratch) as result:
-            made = result.directory / _OUTPUT
-            if await self._is_good(result, made, names, action):
-                size = place(made, output)
-                return self._finished(output, size)
+            return await self._taken(result, names, action, output)
+
+    async def _taken(
+        self, result: ActionResult, names: Mapping[str, str], action: Action, output: Path
+    ) -> Finished | Failed:
+        made = result.directory / _OUTPUT
+        if await self._is_good(result, made, names, action):
+            return self._finished(output, place(made, output))
         return self._failure()
 
     async def _run_as_given(self, job: Job, shard: _Shard | None, output: Path) -> Finished | Failed:
