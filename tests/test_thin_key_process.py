@@ -20,11 +20,11 @@ from tests.samples import zig
 from workers.ingredients import Ingredient, IngredientKind
 from workers.llvm.bitstream import BitcodeError
 from workers.llvm.index_shard import guid_of, index_frame, read_index
+from workers.llvm.irsymtab import value_names
 from workers.llvm.record_reader import block_records
 from workers.llvm.shard_form import Shard, read_shard
 from workers.llvm.thin_key import shard_facts
 from workers.llvm.thin_plan import LinkIndex, ThinPlan, shard_source
-from workers.llvm.value_names import value_names
 from workers.llvm.written_numbers import number
 from workers.thin import ThinCompile
 from workers.work import Estimate

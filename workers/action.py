@@ -231,22 +231,23 @@ def _limit(pid: int, memory_limit: int | None) -> None:
 async def _until_exit(pid: int) -> int:
     """Wait until the process has ended, without reaping it. Returns the highest peak RSS seen, in bytes.
 
-    The samples are a tenth of the elapsed time apart, 5 milliseconds at least. There are no more of them when it has
-    had twice as much as we: then its own account is going to tell (see `_peak_rss`).
+    The samples are a tenth of the elapsed time apart, 5 milliseconds at least. There are no more of them, and 0 is
+    returned, when it has clearly had more than we: then its own account is going to tell (see `_peak_rss`).
     """
     started = trio.current_time()
     peak = 0
-    enough = 2 * _high_water("self")
+    enough = 1.25 * _high_water("self")
     pidfd = os.pidfd_open(pid)
     try:
-        while peak <= enough:
+        while True:
             pause = min(0.25, max(0.005, (trio.current_time() - started) / 10))
             with trio.move_on_after(pause):
                 await trio.lowlevel.wait_readable(pidfd)
                 return peak
             peak = max(peak, _high_water(pid))
-        await trio.lowlevel.wait_readable(pidfd)
-        return peak
+            if peak > enough:
+                await trio.lowlevel.wait_readable(pidfd)
+                return 0
     finally:
         os.close(pidfd)
 

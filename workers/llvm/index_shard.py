@@ -233,13 +233,16 @@ def rewrite_index(
         if row.hash:
             table.record(frame.table.width, _HASH, row.hash)
     table.put(0, frame.table.width)  # END_BLOCK
+    new = {frame.table: table.words()}
     added = _Bits()
     width = frame.summaries.width
     for guid in local:
         # The number of a value holds until the next that says what it stands for.
         added.record(width, _VALUE_GUID, [0, guid >> 32, guid & 0xFFFFFFFF])
         added.record(width, _VARIABLE, [0, owner, _LIVE | _DSO_LOCAL | _NOT_TO_IMPORT, 0])
-    new = {frame.table: table.words(), frame.summaries: _inserted(data, frame.summaries, added)}
+        new[frame.summaries] = b""
+    if frame.summaries in new:
+        new[frame.summaries] = _inserted(data, frame.summaries, added)
     pieces = []
     at = 0
     for block in sorted(new, key=lambda block: block.start):

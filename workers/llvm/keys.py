@@ -31,6 +31,7 @@ from workers.llvm.fat_key import partition_key, reduce_partition
 from workers.llvm.form import Form
 from workers.llvm.identity import Identity, IdentityError, llvmlite_identity, ltod_identity, program_identity
 from workers.llvm.inputs import llvm_content
+from workers.llvm.irsymtab import value_names
 from workers.llvm.key_options import given_options, option_ingredients
 from workers.llvm.link_driver import DriverError
 from workers.llvm.link_key import LinkInput, LinkReads, first_key, line_words, second_key
@@ -42,7 +43,6 @@ from workers.llvm.thin_key import shard_facts
 from workers.llvm.thin_plan import ThinPlan, shard_source
 from workers.llvm.toolchain import Toolchain
 from workers.llvm.toolchain_engine import forms_of
-from workers.llvm.value_names import value_names
 from workers.store import Store
 from workers.thin import ThinCompile, ThinLink
 from workers.work import (

@@ -69,16 +69,22 @@ class ShardFacts:
     """The module and those that it imports from, by path."""
     _source: ShardSource = field(repr=False)
     _digests: Mapping[str, str] = field(repr=False)
+    _kept: tuple[Shard, Sequence[int]] | None = field(repr=False, eq=False)
+
+    @property
+    def kept(self) -> int:
+        """How many definitions are kept."""
+        return 0 if self._kept is None else len(self._kept[0].definitions)
 
     def ingredients(self, name_of: Names) -> tuple[Ingredient, ...]:
         """What the form is made of; forms that differ have ingredients that differ, in whichever order.
 
         `name_of` gives the names of a module's values, by GUID, for the path of its file. A link knows more than can be
-        told of single symbols: that is in several `SUMMARY` ingredients, whose names say what it is about. The shard is
-        read again, for the ingredients of many at a time would take much memory. Raises what `shard_facts` does.
+        told of single symbols: that is in several `SUMMARY` ingredients, whose names say what it is about. A shard that
+        is not kept is read again, for many at a time take much memory. Raises what `shard_facts` does.
         """
-        shard, local = self._source.read()
-        if _digest(shard.form(self._digests, local)) != self.form_digest:
+        shard, local = self._kept or self._source.read()
+        if self._kept is None and _digest(shard.form(self._digests, local)) != self.form_digest:
             raise ModuleError(self._source.name, "its index shard was changed after the thin link")
         places: list[list[Definition]] = [[] for _ in range(len(shard.imports) + 1)]
         for row in shard.definitions:
@@ -121,15 +127,18 @@ class ShardFacts:
         return Ingredient(IngredientKind.IMPORT, self._source.names[path], self._digests[path], symbols)
 
 
-def shard_facts(source: ShardSource, digests: Mapping[str, str]) -> ShardFacts:
+def shard_facts(source: ShardSource, digests: Mapping[str, str], room: int = 0) -> ShardFacts:
     """What the shard says; `digests` are SHA-256 of the modules' files, by path.
+
+    What is read is kept if it has no more definitions than `room`; one takes 300 bytes.
 
     Raises `ModuleError` where it cannot be read, and `BitcodeError` where it is not understood, so that nobody knows
     whether it says the same as another.
     """
     shard, local = source.read()
     files = tuple(module.file for module in (shard.own, *shard.imports))
-    return ShardFacts(_digest(shard.form(digests, local)), files, source, digests)
+    kept = (shard, local) if len(shard.definitions) <= room else None
+    return ShardFacts(_digest(shard.form(digests, local)), files, source, digests, kept)
 
 
 def _texts(rows: Sequence[Definition], known: Mapping[int, str]) -> dict[bytes, str]:

@@ -44,6 +44,9 @@ _SOURCES = (
 """What decides how a job is read and run, beside this directory."""
 
 
+_KEPT_DEFINITIONS = 100_000
+"""Of shards that need not be read a second time, in all: 30 MB."""
+
 _SOON_SECONDS = 0.01
 """How long it takes to find out what the compiler is, beside other things, where somebody remembers."""
 
@@ -90,6 +93,7 @@ class JobKeys:
         self._digests = Digests(facts)
         self._files: dict[str, Witness] = {}
         self._names = job_file.files
+        self._room = _KEPT_DEFINITIONS
         self._readings: dict[str, _Reading | NoKey] = {}
         self._cc1: dict[tuple[str, ...], Cc1] = {}
         self._symbols: dict[str, Mapping[int, str]] = {}
@@ -149,7 +153,8 @@ class JobKeys:
                 modules = {path: self._witness(path) for path in (job.bitcode, *job.imports)}
                 digests = {path: witness.digest for path, witness in modules.items()}
                 source = ShardSource(job.name, job.bitcode, self._directory / job.shard, self._names)
-                facts = shard_facts(source, digests)
+                facts = shard_facts(source, digests, self._room)
+                self._room -= facts.kept
                 known = _Reading(facts, {path: modules[path] for path in facts.files})
             except BitcodeError as error:
                 known = NoKey(f"its index shard is not understood: {error}", warn=True)
@@ -206,7 +211,7 @@ class JobKeys:
 
     def _symbols_of(self, path: str) -> Mapping[int, str]:
         from workers.llvm.content import ContentError, open_file
-        from workers.llvm.value_names import value_names
+        from workers.llvm.irsymtab import value_names
 
         if path not in self._symbols:
             try:
