@@ -37,6 +37,12 @@ _BUILD_SECONDS = 10.0
 _ANSWER_SECONDS = 5.0
 """How long any answer may take: the first one needs the loader, the others only a fork."""
 
+_MALLOC = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"hugetlb": 1, "top_pad": 2**23, "trim_threshold": 2**30, "mmap_threshold": 2**30}.items()
+)
+"""A process that begins from nothing takes a fault for every page of its heap, so it gets larger ones, and many."""
+
 _REQUEST = struct.Struct("2i")
 _REPLY = struct.Struct("19l")
 _MOST_WORDS, _MOST_BYTES = 4096, 150_000
@@ -128,7 +134,7 @@ class _Server:
                     stdin=theirs.fileno(),
                     stdout=file,
                     stderr=subprocess.DEVNULL,
-                    env={"LD_BIND_NOW": "1", "LD_PRELOAD": "/proc/self/fd/1"},
+                    env={"LD_BIND_NOW": "1", "LD_PRELOAD": "/proc/self/fd/1", "GLIBC_TUNABLES": _MALLOC},
                     process_group=0,
                 )
         except OSError as error:

@@ -7,7 +7,7 @@ equal forms, by the same tool with the same options, give the same object. So a 
   they only say which row is meant;
 * keeps the order of the modules that are imported from, which is that of their paths. Backends import in this order,
   and nothing promises that it does not show in objects;
-* keeps of each module its HASH, from which promoted names are made;
+* keeps of each module its HASH, from which promoted names are made, unless it has nothing to be promoted;
 * keeps every other record, with the values it names. Records whose order is an accident are sorted;
 * has in addition the symbols that the compile is told to be local to the program (`LinkIndex.missing`).
 
@@ -26,7 +26,7 @@ from workers.llvm.shard_rows import Definition, Summaries
 
 __all__ = ["Shard", "joined", "read_shard"]
 
-_FORMAT = b"shard form 1\n"
+_FORMAT = b"shard form 2\n"
 
 
 def _count(rows: Sized) -> str:
@@ -56,13 +56,22 @@ class Shard:
         for row in self.definitions:
             yield modules[row.place].path, int.from_bytes(row.guid, "little")
 
-    def form(self, digests: Mapping[str, str], local: Iterable[int] = ()) -> bytes:
+    def form(
+        self, digests: Mapping[str, str], local: Iterable[int] = (), as_imports: Mapping[str, str] | None = None
+    ) -> bytes:
         """The canonical form, to be hashed.
 
         `digests` are of the bitcode of all modules, by path; `local` the GUIDs of the symbols that the compile is told
-        to be local to the program. Raises `BitcodeError` where a module has no digest.
+        to be local to the program. `as_imports` has, for modules of which not all matters to who imports from them,
+        what `import_digest` gives. Raises `BitcodeError` where a module has no digest.
         """
-        modules = [f"{_digest(digests, module)} {module.hash}".encode() for module in (self.own, *self.imports)]
+        known = as_imports or {}
+        modules = [
+            f"{_digest(digests, module)} {module.hash}".encode()
+            if module is self.own or module.file not in known
+            else f"import {known[module.file]}".encode()
+            for module in (self.own, *self.imports)
+        ]
         told = [b"%d" % guid for guid in sorted(set(local))]
         types = [joined(pair) for pair in sorted(self.types.items())]
         rows = [row.text() for row in self.definitions]

@@ -49,6 +49,8 @@ class ShardSource:
     path: Path
     names: Mapping[str, str] = field(repr=lambda names: str(len(names)))
     local: Callable[[Shard], Sequence[int]] = field(default=lambda _: (), repr=False)
+    as_imports: Mapping[str, str] = field(factory=dict, repr=False)
+    """What `import_digest` gives for modules, by path, where it gives anything."""
 
     def read(self) -> tuple[Shard, Sequence[int]]:
         """The shard, and the symbols that are local. Raises `ModuleError`, `BitcodeError`."""
@@ -84,7 +86,8 @@ class ShardFacts:
         is not kept is read again, for many at a time take much memory. Raises what `shard_facts` does.
         """
         shard, local = self._kept or self._source.read()
-        if self._kept is None and _digest(shard.form(self._digests, local)) != self.form_digest:
+        as_imports = self._source.as_imports
+        if self._kept is None and _digest(shard.form(self._digests, local, as_imports)) != self.form_digest:
             raise ModuleError(self._source.name, "its index shard was changed after the thin link")
         places: list[list[Definition]] = [[] for _ in range(len(shard.imports) + 1)]
         for row in shard.definitions:
@@ -100,7 +103,8 @@ class ShardFacts:
         ]
         by_name = sorted(range(len(imports)), key=lambda place: _all_of(imports[place]))
         imported = [row.text() for rows in others for row in rows]
-        hashes = [b"%d" % word for module in shard.imports for word in (len(module.hash), *module.hash)]
+        hashed = [module for module in shard.imports if module.file not in as_imports]
+        hashes = [b"%d" % word for module in hashed for word in (len(module.hash), *module.hash)]
         summaries = {
             _FUNCTIONS: [_untold(row) for row in own if not row.is_variable],
             _VARIABLES: [_untold(row) for row in own if row.is_variable],
@@ -124,7 +128,8 @@ class ShardFacts:
 
     def _imported(self, path: str, rows: Sequence[Definition], name_of: Names) -> Ingredient:
         symbols = tuple(sorted(_texts(rows, name_of(path)).values()))
-        return Ingredient(IngredientKind.IMPORT, self._source.names[path], self._digests[path], symbols)
+        digest = self._source.as_imports.get(path, self._digests[path])
+        return Ingredient(IngredientKind.IMPORT, self._source.names[path], digest, symbols)
 
 
 def shard_facts(source: ShardSource, digests: Mapping[str, str], room: int = 0) -> ShardFacts:
@@ -138,7 +143,7 @@ def shard_facts(source: ShardSource, digests: Mapping[str, str], room: int = 0) 
     shard, local = source.read()
     files = tuple(module.file for module in (shard.own, *shard.imports))
     kept = (shard, local) if len(shard.definitions) <= room else None
-    return ShardFacts(_digest(shard.form(digests, local)), files, source, digests, kept)
+    return ShardFacts(_digest(shard.form(digests, local, source.as_imports)), files, source, digests, kept)
 
 
 def _texts(rows: Sequence[Definition], known: Mapping[int, str]) -> dict[bytes, str]:

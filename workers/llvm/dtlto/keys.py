@@ -23,6 +23,7 @@ from workers.llvm.bitstream import BitcodeError
 from workers.llvm.dtlto.driver import Cc1, Driver
 from workers.llvm.dtlto.job_file import Job, JobFile
 from workers.llvm.identity import Identity, IdentityError, program_identity_now
+from workers.llvm.import_digest import MOST_BYTES, import_digest
 from workers.llvm.thin_key import ShardFacts, ShardSource, shard_facts
 from workers.meanwhile import Meanwhile
 
@@ -35,6 +36,7 @@ _SOURCES = (
     "../bitstream.py",
     "../cc1.py",
     "../cc1_words.py",
+    "../import_digest.py",
     "../index_shard.py",
     "../record_reader.py",
     "../shard_form.py",
@@ -96,6 +98,7 @@ class JobKeys:
         self._room = _KEPT_DEFINITIONS
         self._readings: dict[str, _Reading | NoKey] = {}
         self._cc1: dict[tuple[str, ...], Cc1] = {}
+        self._as_imports: dict[str, str | None] = {}
         self._symbols: dict[str, Mapping[int, str]] = {}
         self._driver: Driver | None = None
         self._compiler = Meanwhile(self._identified)
@@ -152,7 +155,9 @@ class JobKeys:
             try:
                 modules = {path: self._witness(path) for path in (job.bitcode, *job.imports)}
                 digests = {path: witness.digest for path, witness in modules.items()}
-                source = ShardSource(job.name, job.bitcode, self._directory / job.shard, self._names)
+                as_imports = {path: told for path in job.imports if (told := self._as_import(path)) is not None}
+                shard = self._directory / job.shard
+                source = ShardSource(job.name, job.bitcode, shard, self._names, as_imports=as_imports)
                 facts = shard_facts(source, digests, self._room)
                 self._room -= facts.kept
                 known = _Reading(facts, {path: modules[path] for path in facts.files})
@@ -208,6 +213,16 @@ class JobKeys:
         if witness is None:
             witness = self._files[path] = self._digests.now(os.path.join(self._directory, path))  # noqa: PTH118
         return witness
+
+    def _as_import(self, path: str) -> str | None:
+        """What of a module matters to those that import from it; `None`: all of it. Raises `OSError`."""
+        if path not in self._as_imports:
+            self._as_imports[path] = None
+            if self._witness(path).state[0] <= MOST_BYTES:
+                data = (self._directory / path).read_bytes()
+                if hashlib.sha256(data).hexdigest() == self._witness(path).digest:
+                    self._as_imports[path] = import_digest(data)
+        return self._as_imports[path]
 
     def _symbols_of(self, path: str) -> Mapping[int, str]:
         from workers.llvm.content import ContentError, open_file
