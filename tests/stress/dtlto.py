@@ -4,8 +4,8 @@
 
 Each is linked by lld itself, by the plain distributor, which runs each job as it was given, and by ltod-dtlto, whose
 output must be that of the plain one, byte for byte, and for some that of lld itself: of others, LLVM's own distributed
-links make something else here and there. The same link in another directory has to compile nothing, and the program has to
-do what it is for. Sources come from PyPI the first time. C++ takes the headers of the system's C++ compiler.
+links make something else here and there. The same link in another directory has to compile nothing, and the program has
+to do what it is for. Sources come from PyPI the first time. C++ takes the headers of the system's C++ compiler.
 """
 
 from __future__ import annotations

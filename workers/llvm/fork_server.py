@@ -15,8 +15,8 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -60,8 +60,11 @@ class Starter:
 
     def __init__(self, program: str, facts: Facts) -> None:
         self._program = program
-        self._coming = Meanwhile(lambda: _Server(program, _library(program, facts)))
+        self._facts = facts
+        self._server: _Server | None = None
         self._is_closed = False
+        self._lock = threading.Lock()
+        self._coming = Meanwhile(self._prepare)
 
     def fork(self, argv: Sequence[str], directory: Path, stdout: int, stderr: int) -> Process | None:
         """Begin a process without any environment by a fork; `None`: that is not possible.
@@ -71,20 +74,40 @@ class Starter:
         words = [os.fsencode(word) for word in argv]
         if argv[0] != self._program or len(words) > _MOST_WORDS or sum(map(len, words)) > _MOST_BYTES:
             return None
+        if any(b"\0" in word for word in words):
+            return None  # it ends a word in a request
+        with self._lock:
+            server = self._server
         try:
-            if self._is_closed or not self._coming.ends_within(0):
-                return None
-            return self._coming.result().spawn(words, directory, stdout, stderr)
+            return None if server is None else server.spawn(words, directory, stdout, stderr)
         except _ServerError:
             self.close()
             return None
 
     def close(self) -> None:
         """End the server, and with it whatever it has begun and still runs."""
-        self._is_closed = True
-        if self._coming.ends_within(0):
-            with suppress(_ServerError):
-                self._coming.result().close()
+        with self._lock:
+            self._is_closed = True
+            server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    def _prepare(self) -> None:
+        """Let there be a server. Whatever is raised, there is none."""
+        if not is_loaded(self._program):
+            return
+        source = _SOURCE.read_bytes()
+        key = hashlib.sha256(f"fork server {platform.machine()}\n".encode() + source).hexdigest()
+        known = self._facts.recall(key)
+        library = _built(self._program, source) if known is None else known
+        server = _Server(self._program, library)
+        with self._lock:
+            if self._is_closed:
+                server.close()
+                return
+            if known is None:
+                self._facts.remember(key, library)  # it works
+            self._server = server
 
 
 @define
@@ -125,8 +148,7 @@ class _Server:
         self._socket.settimeout(_ANSWER_SECONDS)
         try:
             # By descriptor: what the loader takes for a list of paths ends at spaces and colons.
-            memory = os.memfd_create("fork_server", os.MFD_CLOEXEC)
-            with theirs, os.fdopen(memory, "wb") as file:
+            with theirs, os.fdopen(os.memfd_create("fork_server", os.MFD_CLOEXEC), "wb") as file:
                 file.write(library)
                 file.flush()
                 self._process = subprocess.Popen(
@@ -169,6 +191,7 @@ class _Server:
         try:
             status, *usage = self._ask(_REQUEST.pack(0, pid), [])
         except _ServerError:
+            self.close()  # its answer, should it come late, is none to what is asked next
             return -signal.SIGKILL, resource.struct_rusage([0.0] * 2 + [0] * 14)
         if status < 0:
             return None
@@ -199,18 +222,7 @@ class _Server:
         return answer
 
 
-def _library(program: str, facts: Facts) -> bytes:
-    """What is preloaded, built by the program if nobody remembers it. Raises `_ServerError`."""
-    if not is_loaded(program):
-        raise _ServerError(f"{program} is not loaded with libraries")
-    source = _SOURCE.read_bytes()
-    key = hashlib.sha256(f"fork server {platform.machine()}\n".encode() + source).hexdigest()
-    known = facts.recall(key)
-    if known is not None:
-        return known
-    try:
-        done = subprocess.run([program, *_FLAGS], input=source, capture_output=True, timeout=_BUILD_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise _ServerError(f"{program} does not build what is to be preloaded") from error
-    facts.remember(key, done.stdout)
-    return done.stdout
+def _built(program: str, source: bytes) -> bytes:
+    """What is preloaded. Raises `OSError` and `SubprocessError` where the program does not build it."""
+    argv = [program, *_FLAGS]
+    return subprocess.run(argv, input=source, capture_output=True, timeout=_BUILD_SECONDS, check=True).stdout
