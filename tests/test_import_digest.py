@@ -29,7 +29,8 @@ def compiled(place: Path, name: str, text: str, *flags: str) -> bytes:
 def test_the_name_of_the_source_does_not_matter_and_all_else_does(tmp_path: Path) -> None:
     told = import_digest(compiled(tmp_path, "first.c", SHIM))
     assert told is not None
-    assert import_digest(compiled(tmp_path, "other.c", SHIM)) == told
+    for name in ("other.c", "s.c", "a much longer name than the first.c"):
+        assert import_digest(compiled(tmp_path, name, SHIM)) == told
     others = {
         "body": compiled(tmp_path, "first.c", SHIM.replace("+ 1", "+ 2")),
         "callee": compiled(tmp_path, "first.c", SHIM.replace("two", "six")),
@@ -84,7 +85,7 @@ def test_programs_whose_own_modules_differ_in_name_share_what_imports_from_them(
     library = {"main.c": MAIN, "two.c": TWO}
     first = site.same(site.compile({**library, "first.c": SHIM}), says="71\n")
     assert first.counts() == (0, 3)
-    second = site.same(site.compile({**library, "other.c": SHIM}), says="71\n")
+    second = site.same(site.compile({**library, "of another name.c": SHIM}), says="71\n")
     # The name of its source is in the module's own object.
     assert second.counts() == (2, 1)
     assert site.same(site.compile({**library, "third.c": SHIM.replace("+ 1", "+ 2")}), says="72\n").counts() == (1, 2)

@@ -8,9 +8,7 @@ functions (`__rust_alloc` and its like), from which all crates import: but for t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-
-from attrs import define, field
+from itertools import pairwise
 
 from workers.llvm.bitcode import MODULE_BLOCK, blocks
 from workers.llvm.bitstream import BitcodeError, BitCursor, Block, Record
@@ -21,10 +19,11 @@ MOST_BYTES = 16 * 1024
 """What is larger has something local to it, mostly, and would take long to be read."""
 
 # Block ids and record codes of llvm/Bitcode/LLVMBitCodes.h.
-_IDENTIFICATION_BLOCK, _STRTAB_BLOCK, _SYMTAB_BLOCK = 13, 23, 25
-_VERSION, _GLOBALVAR, _FUNCTION, _COMDAT, _ALIAS, _SOURCE_FILENAME, _HASH, _IFUNC = 1, 7, 8, 12, 14, 16, 17, 18
-_BLOB = 1
+_IDENTIFICATION_BLOCK, _VALUE_SYMTAB_BLOCK, _STRTAB_BLOCK, _SYMTAB_BLOCK = 13, 14, 23, 25
+_VERSION, _GLOBALVAR, _FUNCTION, _VSTOFFSET, _ALIAS, _SOURCE_FILENAME, _HASH, _IFUNC = 1, 7, 8, 13, 14, 16, 17, 18
 _VALUES = frozenset({_GLOBALVAR, _FUNCTION, _ALIAS, _IFUNC})
+_EVERY_RECORD = frozenset(range(64))
+_BLOB = frozenset({1})
 _LINKAGE = 5
 """Which of a value's numbers is its linkage, behind its name's place and size in the table of strings."""
 _LOCAL_LINKAGES = frozenset({3, 9})
@@ -38,91 +37,63 @@ def import_digest(data: bytes) -> str | None:
     if len(data) > MOST_BYTES:
         return None
     try:
-        return _Module(data).digest()
+        return _digest(data)
     except BitcodeError:
         return None
 
 
-@define
-class _Module:
-    """A file with one module, while it is read."""
-
-    _data: bytes
-    _name: bytes | None = None
-    _names: list[tuple[int, int]] = field(factory=list)
-    """What refers to the table of strings, as far as it may: places and sizes."""
-    _pieces: list[bytes] = field(factory=list)
-
-    def digest(self) -> str | None:
-        seen = []
-        for cursor, block in blocks(self._data):
-            if cursor.origin or block.id in seen:
-                return None
-            seen.append(block.id)
-            if block.id == MODULE_BLOCK:
-                if not self._read_module(cursor, block):
-                    return None
-            elif block.id == _STRTAB_BLOCK:
-                if not self._read_strings(cursor, block):
-                    return None
-            elif block.id in (_IDENTIFICATION_BLOCK, _SYMTAB_BLOCK):
-                self._keep(block.start, block.end)
-            else:
-                return None
-        if not {MODULE_BLOCK, _STRTAB_BLOCK} <= set(seen):
+def _digest(data: bytes) -> str | None:
+    parts: list[tuple[int | bytes, ...]] = []
+    name = strings = b""
+    is_hashed = False
+    seen: set[int] = set()
+    for cursor, outer in blocks(data):
+        if cursor.origin or outer.id in seen:
             return None
-        whole = b"".join(b"%d:%b" % (len(piece), piece) for piece in self._pieces)
-        return hashlib.sha256(whole).hexdigest()
-
-    def _read_module(self, cursor: BitCursor, block: Block) -> bool:
-        """Keep what matters of it; whether anything else is known not to."""
-        kept_to = block.start
-        is_hashed = False
-        for item in cursor.items(block, _VALUES | {_VERSION, _COMDAT, _SOURCE_FILENAME, _HASH}):
-            if is_hashed:
-                return False  # the HASH is the last that a writer knows
-            if not isinstance(item, Record):
-                continue
-            if item.code == _VERSION:
-                if item.values != [2]:  # others have their names elsewhere
-                    return False
-            elif item.code == _SOURCE_FILENAME:
-                if self._name is not None:
-                    return False
-                self._name = bytes(value & 0xFF for value in item.values)
-                self._keep(kept_to, item.at)
-                kept_to = cursor.pos
-            elif item.code == _HASH:
-                is_hashed = True
-                self._keep(kept_to, item.at)
-            else:
-                if item.code in _VALUES and (len(item.values) <= _LINKAGE or item.values[_LINKAGE] in _LOCAL_LINKAGES):
-                    return False
-                self._names += zip(item.values, item.values[1:], strict=False)
-        return is_hashed and self._name is not None
-
-    def _read_strings(self, cursor: BitCursor, block: Block) -> bool:
-        """Keep the table of strings, less the name of the source, which the table of symbols has put there."""
-        strings = _blob(self._data, cursor, block)
-        if strings is None or self._name is None:
-            return False
-        if self._name:
-            if strings.count(self._name) != 1 or (strings.index(self._name), len(self._name)) in self._names:
-                return False
-            strings = strings.replace(self._name, b"")
-        self._pieces.append(strings)
-        return True
-
-    def _keep(self, begin: int, end: int) -> None:
-        """Keep these bits."""
-        size = end - begin
-        word = int.from_bytes(self._data[begin >> 3 : end + 7 >> 3], "little") >> (begin & 7) & (1 << size) - 1
-        self._pieces.append(b"%d %b" % (size, word.to_bytes(size + 7 >> 3, "little")))
-
-
-def _blob(data: bytes, cursor: BitCursor, block: Block) -> bytes | None:
-    found: Sequence[Record | Block] = list(cursor.items(block, frozenset({_BLOB})))
-    if len(found) != 1 or not isinstance(found[0], Record) or found[0].blob is None:
+        seen.add(outer.id)
+        if outer.id == MODULE_BLOCK:
+            for item in cursor.items(outer, _EVERY_RECORD):
+                if isinstance(item, Block):
+                    # Of a module of this version, it only says where functions begin.
+                    if item.id != _VALUE_SYMTAB_BLOCK:
+                        parts.append((item.id, item.width, _body(data, item)))
+                elif _is_local(item) or item.blob is not None or (item.code == _VERSION and item.values != [2]):
+                    return None
+                elif item.code == _SOURCE_FILENAME:
+                    name = bytes(value & 0xFF for value in item.values)
+                elif item.code == _HASH:
+                    is_hashed = True
+                elif item.code != _VSTOFFSET:
+                    parts.append((item.code, *item.values))
+        elif outer.id == _IDENTIFICATION_BLOCK:
+            parts.append((outer.id, _body(data, outer)))
+        elif outer.id == _STRTAB_BLOCK:
+            strings = _blob(data, cursor, outer)
+        elif outer.id != _SYMTAB_BLOCK:
+            return None
+    # The table of symbols has put the name of the source among the strings, where it may be a symbol's, too.
+    if not (is_hashed and name and strings.count(name) == 1):
         return None
-    begin, size = found[0].blob
-    return data[begin : begin + size]
+    place = strings.index(name), len(name)
+    if any(place == pair for part in parts for pair in pairwise(part)):
+        return None
+    parts.append((strings.replace(name, b""),))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _is_local(record: Record) -> bool:
+    """Whether it is of a value that only its module knows, or is not understood."""
+    values = record.values
+    return record.code in _VALUES and (len(values) <= _LINKAGE or values[_LINKAGE] in _LOCAL_LINKAGES)
+
+
+def _body(data: bytes, block: Block) -> bytes:
+    return data[block.start >> 3 : block.end >> 3]
+
+
+def _blob(data: bytes, cursor: BitCursor, block: Block) -> bytes:
+    for item in cursor.items(block, _BLOB):
+        if isinstance(item, Record) and item.blob is not None:
+            begin, size = item.blob
+            return data[begin : begin + size]
+    return b""
