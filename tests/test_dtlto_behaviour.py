@@ -37,6 +37,16 @@ def test_cold_then_warm_then_partly(dtlto: DtltoSite) -> None:
     assert dtlto.same(files, says="1705\n").counts() == (2, 1)
 
 
+def test_what_takes_long_to_load_is_not_loaded_where_all_is_there(dtlto: DtltoSite) -> None:
+    files = dtlto.compile(PROGRAM)
+    loaded = [
+        {line.rpartition("|")[2].strip() for line in link.stderr.splitlines() if line.startswith("import time:")}
+        for link in (dtlto.link(files, environ={"PYTHONPROFILEIMPORTTIME": "1"}) for _ in range(3))
+    ]
+    assert all("coordinator.dtlto._front" in names for names in loaded)
+    assert ["trio" in names for names in loaded] == [True, False, False]
+
+
 @pytest.mark.parametrize("how", ["rcs", "rcsT"], ids=["regular", "thin"])
 def test_members_of_archives(dtlto: DtltoSite, how: str) -> None:
     main, one, two = dtlto.compile(PROGRAM)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -49,9 +50,6 @@ _SOURCES = (
 _KEPT_DEFINITIONS = 100_000
 """Of shards that need not be read a second time, in all: 30 MB."""
 
-_SOON_SECONDS = 0.01
-"""How long it takes to find out what the compiler is, beside other things, where somebody remembers."""
-
 
 @frozen
 class JobKey(Key):
@@ -81,6 +79,25 @@ class _Reading:
     modules: Mapping[str, Witness]
 
 
+@frozen
+class _Noticing:
+    """Facts that call `missed` when there is none."""
+
+    _facts: Facts
+    _missed: Callable[[], object]
+
+    def recall(self, key: str) -> bytes | None:
+        """See `Facts`."""
+        note = self._facts.recall(key)
+        if note is None:
+            self._missed()
+        return note
+
+    def remember(self, key: str, note: bytes) -> None:
+        """See `Facts`."""
+        self._facts.remember(key, note)
+
+
 class JobKeys:
     """Tells the keys of the jobs of one link in `directory`, one after the other. For one thread.
 
@@ -101,6 +118,8 @@ class JobKeys:
         self._as_imports: dict[str, str | None] = {}
         self._symbols: dict[str, Mapping[int, str]] = {}
         self._driver: Driver | None = None
+        self._is_new = False
+        self._is_noticed = threading.Event()
         self._compiler = Meanwhile(self._identified)
 
     def program(self) -> tuple[str, ...]:
@@ -120,10 +139,11 @@ class JobKeys:
         return self._cc1[job.flags or ()]
 
     def prepare(self) -> bool:
-        """Do what can be done before the compiler is known; gives whether it is known by then."""
+        """Do what can be done before the compiler is known; gives whether it is known by then, or is about to be."""
         for job in self._job_file.jobs:
             self._read(job)
-        if self._compiler.ends_within(_SOON_SECONDS):
+        self._is_noticed.wait()
+        if not self._is_new:
             return True
         # Nobody remembers what it is, so nobody remembers what it said either.
         example = self._job_file.jobs[0]
@@ -172,11 +192,19 @@ class JobKeys:
         try:
             program = self.program()
             driver = self._driver = Driver(program, str(self._directory), self._facts, self._environ)
-            return _Compiler(program, driver, program_identity_now(Path(program[0]), Digests(self._facts)))
+            digests = Digests(_Noticing(self._facts, self._notice))
+            return _Compiler(program, driver, program_identity_now(Path(program[0]), digests))
         except IdentityError as error:
             return NoKey(str(error), warn=True)
         except OSError as error:
             return NoKey(f"the compiler {error.filename}: {error.strerror}", warn=True)
+        finally:
+            self._is_noticed.set()
+
+    def _notice(self) -> None:
+        """Something of the compiler has to be read as nobody remembers it."""
+        self._is_new = True
+        self._is_noticed.set()
 
     def _told(self, compiler: _Compiler, cc1: Cc1, reading: _Reading) -> JobKey:
         more = {option: self._witness(path) for option, path in cc1.files.items()}
