@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -289,6 +290,19 @@ async def test_a_program_that_begins_before_main(scratch: Path, tmp_path: Path, 
     with ready_starter(program, Remembered(library)) as starter:
         result = await run_unforked(Action(argv=(str(program),), inputs={}), scratch, starter)
     assert (result.status, result.stdout) == (0, b"main\n")
+
+
+async def test_nothing_is_loaded_before_it_may_be(scratch: Path, library: bytes) -> None:
+    may = threading.Event()
+    starter = Starter(SH, Remembered(library), before=may.wait)
+    try:
+        assert (await run_unforked(script_of("exit 4"), scratch, starter)).status == 4
+        may.set()
+        assert starter._coming.ends_within(SECONDS)
+        assert (await run_forked(script_of("exit 4"), scratch, starter)).status == 4
+    finally:
+        may.set()
+        starter.close()
 
 
 async def test_words_that_no_process_can_have(shell: Starter, scratch: Path) -> None:

@@ -132,7 +132,7 @@ class _Front:
                 items.append(_recorded(job, key.digest, reason, hit))
                 report.add(Line(job.name, CacheOutcome.HIT, True, hit.seconds, reason))
             if left:
-                starter = starter or _starter(keys, len(left), here)
+                starter = starter or _starter(keys, sum(isinstance(key, Key) for _, key in left), here)
                 from coordinator.dtlto._rest import Request, compile_left  # from here on there is time
 
                 request = Request(
@@ -182,7 +182,8 @@ def _starter(keys: JobKeys, jobs: int, here: Here | None) -> Starter | None:
     from workers.llvm.fork_server import Starter
 
     try:
-        return Starter(keys.program()[0], here)
+        # What is loaded must not be older than what its digest was made of.
+        return Starter(keys.program()[0], here, before=keys.wait)
     except OSError:
         return None  # there is no such program, which others say
 

@@ -16,7 +16,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -55,11 +55,13 @@ class _ServerError(Exception):
 class Starter:
     """Begins processes, those of `program` by a fork server once there is one. Not for two threads at a time.
 
-    `facts` remember what the server is made of. `close` it in the end.
+    `facts` remember what the server is made of. The program is loaded when `before` has returned, which is called in a
+    thread. `close` it in the end.
     """
 
-    def __init__(self, program: str, facts: Facts) -> None:
+    def __init__(self, program: str, facts: Facts, before: Callable[[], object] = lambda: None) -> None:
         self._program = program
+        self._before = before
         self._facts = facts
         self._server: _Server | None = None
         self._is_closed = False
@@ -100,6 +102,7 @@ class Starter:
         key = hashlib.sha256(f"fork server {platform.machine()}\n".encode() + source).hexdigest()
         known = self._facts.recall(key)
         library = _built(self._program, source) if known is None else known
+        self._before()
         server = _Server(self._program, library)
         with self._lock:
             if self._is_closed:

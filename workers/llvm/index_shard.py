@@ -236,12 +236,11 @@ def rewrite_index(
     new = {frame.table: table.words()}
     added = _Bits()
     width = frame.summaries.width
-    for guid in local:
+    for guid in (guids := tuple(local)):
         # The number of a value holds until the next that says what it stands for.
         added.record(width, _VALUE_GUID, [0, guid >> 32, guid & 0xFFFFFFFF])
         added.record(width, _VARIABLE, [0, owner, _LIVE | _DSO_LOCAL | _NOT_TO_IMPORT, 0])
-        new[frame.summaries] = b""
-    if frame.summaries in new:
+    if guids:
         new[frame.summaries] = _inserted(data, frame.summaries, added)
     pieces = []
     at = 0

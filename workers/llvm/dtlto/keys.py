@@ -151,6 +151,10 @@ class JobKeys:
             self._driver.ask(example.flags, example.bitcode)
         return False
 
+    def wait(self) -> None:
+        """Wait until it is known what the compiler is, or that there is no telling. In any thread."""
+        self._compiler.result()
+
     def tell(self, job: Job) -> JobKey | NoKey:
         """The key of a job's object."""
         compiler = self._compiler.result()
