@@ -309,8 +309,8 @@ def _sources(bias: int) -> dict[str, str]:
 
 
 @contextmanager
-def _forks_seen() -> Iterator[set[int]]:
-    """Which processes below us are those of a server, found by looking again and again."""
+def _forks_seen(*, killed: int = 0) -> Iterator[set[int]]:
+    """Which processes below us are those of a server, found by looking again and again. The first are killed."""
     found: set[int] = set()
     over = threading.Event()
 
@@ -321,6 +321,8 @@ def _forks_seen() -> Iterator[set[int]]:
                     line = Path(f"/proc/{pid}/cmdline").read_bytes()
                     parent = Path(f"/proc/{status_of(pid)['PPid']}/cmdline").read_bytes()
                     if line == parent and line.endswith(b"\0--version\0"):
+                        if pid not in found and len(found) < killed:
+                            os.kill(pid, signal.SIGKILL)
                         found.add(pid)
 
     thread = threading.Thread(target=look)
@@ -341,6 +343,19 @@ def test_a_link(place: Path) -> None:
     assert linked.bytes == plain
     assert linked.counts() == (0, len(files))
     assert len(forks) > 1
+    assert (linked.stderr, linked.left) == ("", frozenset())
+
+
+def test_a_link_whose_compilers_are_killed(place: Path) -> None:
+    """What was done by a fork that failed is done again."""
+    site = DtltoSite.at(place)
+    files = site.compile(_sources(3))
+    plain = site.link(files, by=Distributor.PLAIN).bytes
+    with _forks_seen(killed=2) as forks:
+        linked = site.link(files)
+    assert len(forks) > 1
+    assert linked.bytes == plain
+    assert linked.counts() == (0, len(files))
     assert (linked.stderr, linked.left) == ("", frozenset())
 
 

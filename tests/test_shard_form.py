@@ -83,6 +83,17 @@ def test_digests_own_module_and_local_symbols_show() -> None:
         read.form({"a/a.bc": "aa", "a/b.bc": "bb"})
 
 
+def test_of_modules_that_are_imported_from_what_matters_shows() -> None:
+    as_imports = {"a/b.bc": "what matters"}
+    told = read_shard(shard(), A_PATH).form(DIGESTS, (), as_imports)
+    assert told != form(shard())
+    # Neither its digest nor its HASH is in it then; those of the module itself are, whatever is known of it.
+    other = [(number, path, [7] * 5 if path == B_PATH else words) for number, path, words in MODULES]
+    read = read_shard(shard(modules=other), A_PATH)
+    assert read.form({**DIGESTS, "a/b.bc": "ab"}, (), {**as_imports, "a/a.bc": "own"}) == told
+    assert read.form(DIGESTS, (), {"a/b.bc": "what matters now"}) != told
+
+
 def test_call_stacks_are_told_by_their_frames() -> None:
     """However the tree of them was laid out, and their frames numbered."""
     one: list[Record] = [(30, [0, 100, 0, 200, 0, 300]), (32, [2, 0, 1, 2, 2, 1]), (29, [2, 1, 1, 0, 2, 3, 2])]

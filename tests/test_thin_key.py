@@ -36,7 +36,7 @@ from workers.errors import ModuleError
 from workers.ingredients import Ingredient, IngredientKind
 from workers.llvm.bitstream import BitcodeError
 from workers.llvm.index_shard import guid_of, read_index
-from workers.llvm.thin_key import ShardFacts, shard_facts
+from workers.llvm.thin_key import ShardFacts, ShardSource, shard_facts
 from workers.llvm.thin_plan import LinkIndex, ThinPlan, shard_source
 from workers.thin import ThinCompile
 from workers.work import Estimate
@@ -87,6 +87,25 @@ def test_modules_imports_and_exports_are_told_by_name(place: Path) -> None:
         ("import", "c", "cc", ()),
         ("export", "a", "", ("main",)),
     ]
+
+
+def test_of_modules_that_are_imported_from_what_matters_is_told(place: Path) -> None:
+    def source(data: bytes) -> ShardSource:
+        path = place / f"{hash(data)}.thinlto.bc"
+        path.write_bytes(data)
+        names = {"a/a.bc": "a", "a/b.bc": "b", "a/c.bc": "c"}
+        return ShardSource("a", "a/a.bc", path, names, as_imports={"a/b.bc": "what matters"})
+
+    other = [(number, path, [7] * 5 if path == b"a/b.bc" else words) for number, path, words in MODULES]
+    found = [
+        shard_facts(source(shard()), DIGESTS, 100),
+        shard_facts(source(shard(modules=other)), {**DIGESTS, "a/b.bc": "ab"}),
+    ]
+    assert found[0].kept > found[1].kept == 0
+    assert found[0].form_digest == found[1].form_digest
+    assert found[0].ingredients(nothing) == found[1].ingredients(nothing)
+    assert ("import", "b", "what matters", ("helper", "table")) in told(found[0])
+    assert found[0].form_digest != facts(place, shard()).form_digest
 
 
 # Of the module itself: a function, and a variable that is no constant.
