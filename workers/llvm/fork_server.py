@@ -1,8 +1,8 @@
 """Loading a compiler once and forking it for every run, as AFL does with what it tests (llvm_mode's fork server).
 
-A clang that is loaded with its libraries takes 20 milliseconds to get to `main`, mostly to relocate 200 MB, and as much
-processor time. Forked after that, it is the same program in the same state. Here belong the server's process, its
-protocol (`fork_server.c` is its other half), and to do without wherever anything is unusual.
+A clang with 200 MB of libraries takes up to 20 milliseconds to be loaded, relocated and initialised before `main`, and
+as much processor time. Forked after that, it is the same program in the same state. Here belong the server's process,
+its protocol (`fork_server.c` is its other half), and doing without one wherever anything is unusual.
 """
 
 from __future__ import annotations
